@@ -1,0 +1,43 @@
+package chip
+
+import "time"
+
+// esp32 follows esp-facts A.5, B.1, F.2-F.5 and ESP-IDF's soc/esp32 headers.
+func esp32() Model {
+	const base = 0x3FF5A000
+	return Model{
+		Name: "esp32", Title: "ESP32", ID: IDESP32,
+		BootloaderOffset: 0x1000, EncryptedAlign: 32, MaxFlash: 16 << 20,
+		Scheme: SchemeESP32,
+		EFuse: EFuse{
+			Kind: EFuseESP32, Base: base,
+			Clk: base + 0xF8, Conf: base + 0xFC, Cmd: base + 0x104,
+			DACConf: base + 0x118, DecStatus: base + 0x11C,
+			KeyBlocks: 1, FlashCryptCount: "FLASH_CRYPT_CNT", FlashCryptCountFull: 127,
+			RevisionBit2Register: 0x3FF6607C,
+		},
+		SPI: SPI{
+			Cmd: 0x3FF42000, Usr: 0x3FF4201C, Usr1: 0x3FF42020, Usr2: 0x3FF42024,
+			MOSIDLen: 0x3FF42028, MISODLen: 0x3FF4202C, W0: 0x3FF42080,
+		},
+		UART: UART{ClkDiv: 0x3FF40014, Date: 0x60000078},
+		ROM: ROM{
+			FlashBeginWords: 4, BaudCrystalFixed: true, ApproxFreqReg: 0x3FF5F06C,
+			FlashBlock: 0x400, MemBlock: 0x1800,
+			Banner:           []byte("ets Jul 29 2019"),
+			DownloadBanner:   [][]byte{[]byte("waiting for download"), []byte("UART_BOOT")},
+			DownloadDisabled: []byte("Download mode is disabled"),
+			ResetSettle:      500 * time.Millisecond,
+		},
+		Lockdown: Lockdown{
+			Fuses: []Assignment{
+				{"FLASH_CRYPT_CONFIG", 0xF},
+				{"DISABLE_DL_ENCRYPT", 1}, {"DISABLE_DL_DECRYPT", 1}, {"DISABLE_DL_CACHE", 1},
+				{"JTAG_DISABLE", 1}, {"CONSOLE_DEBUG_DISABLE", 1},
+			},
+			WriteProtect: []string{"DIS_CACHE"},
+			ReleaseFuse:  "UART_DOWNLOAD_DIS", ClosedFuse: "UART_DOWNLOAD_DIS", ClosedMinimum: 300,
+		},
+		magic: []uint32{0x00F01D83},
+	}
+}
