@@ -167,7 +167,8 @@ type Assignment struct {
 // Lockdown lists the fuses of each provisioning profile, by the vendor's field
 // names (esp-facts F.2-F.5).
 type Lockdown struct {
-	Fuses         []Assignment // what release mode needs, the counter and write protections apart
+	Enable        []Assignment // what encryption needs in every profile, the counter apart
+	Fuses         []Assignment // what release mode needs, Enable, the counter and write protections apart
 	WriteProtect  []string     // fields whose WR_DIS bit is set after the boot check
 	ReleaseFuse   string       // the last fuse of profile release
 	ClosedFuse    string       // the last fuse of profile closed
@@ -188,8 +189,11 @@ type Model struct {
 	UART             UART
 	ROM              ROM
 	Lockdown         Lockdown
-	magic            []uint32   // values at 0x40001000
-	usbWatchdogs     []RegWrite // written after connecting over USB-JTAG-Serial
+	// FactorySet names security fields that leave the vendor's factory burned,
+	// so finding them set does not mean that somebody has provisioned the chip.
+	FactorySet   []string
+	magic        []uint32   // values at 0x40001000
+	usbWatchdogs []RegWrite // written after connecting over USB-JTAG-Serial
 }
 
 // USBWatchdogs gives the writes that stop the watchdogs when the chip is

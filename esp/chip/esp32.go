@@ -30,14 +30,15 @@ func esp32() Model {
 			ResetSettle:      500 * time.Millisecond,
 		},
 		Lockdown: Lockdown{
+			Enable: []Assignment{{"FLASH_CRYPT_CONFIG", 0xF}},
 			Fuses: []Assignment{
-				{"FLASH_CRYPT_CONFIG", 0xF},
 				{"DISABLE_DL_ENCRYPT", 1}, {"DISABLE_DL_DECRYPT", 1}, {"DISABLE_DL_CACHE", 1},
 				{"JTAG_DISABLE", 1}, {"CONSOLE_DEBUG_DISABLE", 1},
 			},
 			WriteProtect: []string{"DIS_CACHE"},
 			ReleaseFuse:  "UART_DOWNLOAD_DIS", ClosedFuse: "UART_DOWNLOAD_DIS", ClosedMinimum: 300,
 		},
-		magic: []uint32{0x00F01D83},
+		FactorySet: []string{"CONSOLE_DEBUG_DISABLE"},
+		magic:      []uint32{0x00F01D83},
 	}
 }
