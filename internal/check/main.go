@@ -1,0 +1,245 @@
+// Command check runs everything that must hold before a change lands: vet,
+// generated files, the linter, builds for both station architectures, and every
+// test with the race detector and the fuzz seeds. It prints how many tests
+// passed, failed and were skipped, and why those were skipped.
+//
+//	go run ./internal/check            # all
+//	go run ./internal/check -only test # one step
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+)
+
+// linter is pinned here, and only here. It is run from the module proxy, so
+// that its many dependencies stay out of our go.mod.
+const linter = "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0"
+
+type step struct {
+	name string
+	run  func(ctx context.Context) error
+}
+
+func main() {
+	only := flag.String("only", "", "run one step: build, vet, generate, lint or test")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, *only); err != nil {
+		fmt.Fprintln(os.Stderr, "check:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, only string) error {
+	root, err := moduleRoot()
+	if err != nil {
+		return err
+	}
+	if err := os.Chdir(root); err != nil {
+		return err
+	}
+	// The tests come last: their closing lines end the output.
+	steps := []step{{"build", build}, {"vet", vet}, {"generate", generate}, {"lint", lint}, {"test", test}}
+	ran := false
+	for _, s := range steps {
+		if only != "" && only != s.name {
+			continue
+		}
+		ran = true
+		fmt.Printf("== %s\n", s.name)
+		start := time.Now()
+		if err := s.run(ctx); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		fmt.Printf("== %s: ok, %s\n", s.name, time.Since(start).Round(time.Second))
+	}
+	if !ran {
+		return fmt.Errorf("there is no step %q: write build, vet, generate, lint or test", only)
+	}
+	return nil
+}
+
+func moduleRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		if filepath.Dir(dir) == dir {
+			return "", errors.New("no go.mod above this folder: run it inside the provisiond tree")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+func command(ctx context.Context, env []string, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	return cmd.Run()
+}
+
+// build proves that the shipped binary needs no C on both architectures.
+func build(ctx context.Context) error {
+	for _, arch := range []string{"amd64", "arm64"} {
+		env := []string{"CGO_ENABLED=0", "GOOS=linux", "GOARCH=" + arch}
+		if err := command(ctx, env, "go", "build", "-o", os.DevNull, "./cmd/provisiond"); err != nil {
+			return fmt.Errorf("linux/%s: %w", arch, err)
+		}
+	}
+	return nil
+}
+
+func vet(ctx context.Context) error { return command(ctx, nil, "go", "vet", "./...") }
+
+// generate runs the generators and demands that they change nothing.
+func generate(ctx context.Context) error {
+	if _, err := exec.LookPath("git"); err != nil {
+		fmt.Println("git is not installed: generated files are not compared")
+		return nil
+	}
+	before, err := gitState(ctx)
+	if err != nil {
+		fmt.Println("not a git checkout: generated files are not compared")
+		return nil
+	}
+	if err := command(ctx, nil, "go", "generate", "./..."); err != nil {
+		return err
+	}
+	after, err := gitState(ctx)
+	if err != nil {
+		return err
+	}
+	if before != after {
+		_ = command(ctx, nil, "git", "--no-pager", "diff", "--stat")
+		return errors.New("generated files are out of date: commit what `go generate ./...` writes")
+	}
+	return nil
+}
+
+func gitState(ctx context.Context) (string, error) {
+	status, err := exec.CommandContext(ctx, "git", "status", "--porcelain").Output()
+	if err != nil {
+		return "", err
+	}
+	diff, err := exec.CommandContext(ctx, "git", "diff").Output()
+	return string(status) + string(diff), err
+}
+
+func lint(ctx context.Context) error {
+	return command(ctx, nil, "go", "run", linter, "run", "./...")
+}
+
+// event is a line of `go test -json`.
+type event struct {
+	Action, Package, Test, Output string
+}
+
+type tally struct {
+	passed, failed, skipped int
+	output                  map[string][]string // per package or test, until it has passed
+	reasons                 []string
+}
+
+func test(ctx context.Context) error {
+	args := []string{"test", "-json", "-timeout", "40m"}
+	if _, err := exec.LookPath("cc"); err == nil {
+		args = append(args, "-race")
+	} else if _, err := exec.LookPath("gcc"); err == nil {
+		args = append(args, "-race")
+	} else {
+		fmt.Println("no C compiler: the race detector is off")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "./...")...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	t := tally{output: map[string][]string{}}
+	readErr := t.read(out)
+	runErr := cmd.Wait()
+	sort.Strings(t.reasons)
+	for _, r := range t.reasons {
+		fmt.Println("skipped:", r)
+	}
+	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed, t.skipped)
+	return errors.Join(readErr, runErr)
+}
+
+func (t *tally) read(r io.Reader) error {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(make([]byte, 0, 64<<10), 8<<20)
+	for lines.Scan() {
+		var e event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			fmt.Println(lines.Text()) // a build error, which go test prints as it is
+			continue
+		}
+		t.take(e)
+	}
+	return lines.Err()
+}
+
+func (t *tally) take(e event) {
+	key := e.Package + " " + e.Test
+	switch e.Action {
+	case "output", "build-output":
+		t.output[key] = append(t.output[key], e.Output)
+	case "pass", "skip", "fail":
+		t.end(e, key)
+	}
+}
+
+func (t *tally) end(e event, key string) {
+	lines := t.output[key]
+	delete(t.output, key)
+	if e.Action == "fail" {
+		fmt.Print(strings.Join(lines, ""))
+	}
+	if e.Test == "" {
+		if e.Action != "fail" && len(lines) > 0 {
+			fmt.Print(lines[len(lines)-1]) // "ok  package  time"
+		}
+		return
+	}
+	switch e.Action {
+	case "pass":
+		t.passed++
+	case "fail":
+		t.failed++
+	case "skip":
+		t.skipped++
+		t.reasons = append(t.reasons, key+": "+reason(lines))
+	}
+}
+
+// reason finds what t.Skip was given: the line that names a file.
+func reason(lines []string) string {
+	for _, l := range lines {
+		if _, text, ok := strings.Cut(strings.TrimSpace(l), ".go:"); ok {
+			return text
+		}
+	}
+	return "no reason given"
+}
