@@ -44,11 +44,16 @@ func (m mapping) maps(addr uint32) bool {
 	return false
 }
 
-// CheckFor checks the image against a chip: the chip id, the revision limits
-// (skipped when rev is RevisionUnknown) and that mapped segments sit at an
-// offset congruent to their load address modulo the flash page of 64 KB. The
-// image is taken to be written to an address that is a multiple of the page, as
-// application partitions are; bootloaders have no mapped segments.
+// CheckFor checks the image against a chip, as its boot code will: the chip id,
+// the revision limits (skipped when rev is RevisionUnknown) and that mapped
+// segments sit at an offset congruent to their load address modulo the flash
+// page of 64 KB. The image is taken to be written to an address that is a
+// multiple of the page, as application partitions are; bootloaders have no
+// mapped segments.
+//
+// The upper limit holds for applications only (ESP-IDF
+// bootloader_common_loader.c). A unit whose eFuse DISABLE_WAFER_VERSION_MAJOR is
+// set would ignore it; CheckFor does not know of that bit and refuses.
 func (m *Image) CheckFor(c chip.Model, rev chip.Revision) error {
 	if m.Header.ChipID != c.ID {
 		name := fmt.Sprintf("chip id %d", m.Header.ChipID)
@@ -61,7 +66,7 @@ func (m *Image) CheckFor(c chip.Model, rev chip.Revision) error {
 		if low := m.MinRevision(); rev < low {
 			return fmt.Errorf("%w: the chip is %s, the image needs %s or newer", ErrRevision, rev, low)
 		}
-		if high, ok := m.MaxRevision(); ok && rev > high {
+		if high, ok := m.MaxRevision(); ok && m.AppDesc != nil && rev > high {
 			return fmt.Errorf("%w: the chip is %s, the image allows %s at most", ErrRevision, rev, high)
 		}
 	}
