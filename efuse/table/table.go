@@ -1,0 +1,267 @@
+// Package table owns the eFuse tables: which bits a field has, which bit of
+// WR_DIS or RD_DIS protects it, where a block's registers are and what a key
+// block may hold.
+//
+// The data are our own transcription of ESP-IDF's Apache-2.0
+// components/efuse/<chip>/esp_efuse_table.csv, one file per chip in data/, which
+// efuse/table/gen turns into Go. A table never changes: every method hands out
+// copies. Names are those of ESP-IDF; a lookup also finds the aliases that the
+// vendor's other tools and manuals use.
+package table
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+//go:generate go run ./gen
+
+// None stands in place of a protection bit where there is none.
+const None = -1
+
+// Part is a run of bits inside a block.
+type Part struct {
+	Bit int // first bit, counted from bit 0 of the block's word 0
+	Len int
+}
+
+// Block is an eFuse block.
+type Block struct {
+	Index    int
+	Name     string
+	Aliases  []string
+	ReadOff  uint32 // read registers, offset from the eFuse base
+	WriteOff uint32 // write registers; ESP32 only, 0 on chips with PGM_DATA
+	Words    int    // read registers in use
+	WRDis    int    // bit of WR_DIS that locks the block, None if fields have their own
+	RDDis    int    // bit of RD_DIS that hides the block (its lowest part), None if nothing does
+	RDDisAll []int  // every bit of RD_DIS that hides a part: equal parts in ascending order (ESP32-C2: 2)
+	Key      bool   // may hold a key
+}
+
+// Field is a named part of a block.
+type Field struct {
+	Name     string
+	Aliases  []string
+	Block    int
+	Parts    []Part // low part of the value first
+	WRDis    int    // bit of WR_DIS that locks the field, None if none is known
+	RDDis    int    // bit of RD_DIS that hides it (its lowest part), None if nothing does
+	RDDisAll []int  // every bit of RD_DIS that hides a part of it
+	InCSV    bool   // named in ESP-IDF's table; otherwise in its register header only
+	Values   []Value
+	Comment  string
+}
+
+// Value says what a field's value means.
+type Value struct {
+	Value   uint32
+	Meaning string
+}
+
+// Len is the number of bits of the field.
+func (f Field) Len() int {
+	n := 0
+	for _, p := range f.Parts {
+		n += p.Len
+	}
+	return n
+}
+
+// Bits lists the field's bits inside its block, lowest bit of the value first.
+func (f Field) Bits() []int {
+	bits := make([]int, 0, f.Len())
+	for _, p := range f.Parts {
+		for i := range p.Len {
+			bits = append(bits, p.Bit+i)
+		}
+	}
+	return bits
+}
+
+// Meaning gives the text for a value, or "".
+func (f Field) Meaning(v uint64) string {
+	for _, m := range f.Values {
+		if uint64(m.Value) == v {
+			return m.Meaning
+		}
+	}
+	return ""
+}
+
+// Reading says whether a key block may or must be hidden.
+type Reading uint8
+
+// What RD_DIS does to a key (esp-facts B.9).
+const (
+	ReadAny   Reading = iota // as the user likes
+	ReadMust                 // a secret: hide it
+	ReadNever                // a digest: the chip must be able to read it for ever
+)
+
+// Purpose is what a key block can be for.
+type Purpose struct {
+	Name     string
+	Value    int    // of KEY_PURPOSE_n; None on a chip without such fields
+	Block    string // the only block for it, on a chip without purpose fields
+	Bytes    int
+	Reversed bool // the key's bytes go into the block last byte first
+	Reading  Reading
+}
+
+// Source says where a table's facts are from.
+type Source struct {
+	File     string // path inside ESP-IDF
+	Revision string // commit of ESP-IDF
+	SHA256   string // of that file
+}
+
+// String names file and revision.
+func (s Source) String() string {
+	return fmt.Sprintf("ESP-IDF %.12s %s (sha256 %.16s…)", s.Revision, s.File, s.SHA256)
+}
+
+// Table describes the eFuses of one chip.
+type Table struct {
+	chip     string
+	source   Source
+	hash     [sha256.Size]byte
+	blocks   []Block
+	fields   []Field
+	purposes []Purpose
+}
+
+// ErrUnknown is returned for a chip without a table and for an unknown name.
+var ErrUnknown = errors.New("not in the eFuse table")
+
+// For finds the table of a chip by the name that chip.Model has.
+func For(chipName string) (*Table, error) {
+	for _, t := range tables {
+		if t.chip == chipName {
+			return t, nil
+		}
+	}
+	return nil, fmt.Errorf("chip %q is %w set of this build: known are %s", chipName, ErrUnknown, strings.Join(Chips(), ", "))
+}
+
+// Chips lists the chips that have a table.
+func Chips() []string {
+	names := make([]string, len(tables))
+	for i, t := range tables {
+		names[i] = t.chip
+	}
+	return names
+}
+
+// Chip is the name of the chip.
+func (t *Table) Chip() string { return t.chip }
+
+// Source says where the facts are from.
+func (t *Table) Source() Source { return t.source }
+
+// Hash is the SHA-256 of the chip's data file, so `sha256sum
+// efuse/table/data/<chip>.csv` shows which table a journal entry means.
+func (t *Table) Hash() [sha256.Size]byte { return t.hash }
+
+// Blocks lists the blocks by index.
+func (t *Table) Blocks() []Block {
+	out := slices.Clone(t.blocks)
+	for i := range out {
+		out[i] = out[i].clone()
+	}
+	return out
+}
+
+// Block finds a block by name or alias.
+func (t *Table) Block(name string) (Block, bool) {
+	for _, b := range t.blocks {
+		if b.Name == name || slices.Contains(b.Aliases, name) {
+			return b.clone(), true
+		}
+	}
+	return Block{}, false
+}
+
+// Fields lists the fields by block and lowest bit.
+func (t *Table) Fields() []Field {
+	out := slices.Clone(t.fields)
+	for i := range out {
+		out[i] = out[i].clone()
+	}
+	return out
+}
+
+// Field finds a field by name or alias. The single bits of the protection masks
+// are fields too, named as ESP-IDF does: WR_DIS.DIS_ICACHE, RD_DIS.KEY0.
+func (t *Table) Field(name string) (Field, bool) {
+	for _, f := range t.fields {
+		if f.Name == name || slices.Contains(f.Aliases, name) {
+			return f.clone(), true
+		}
+	}
+	mask, of, ok := strings.Cut(name, ".")
+	if !ok || mask != "WR_DIS" && mask != "RD_DIS" {
+		return Field{}, false
+	}
+	wr, rd, ok := t.protection(of)
+	bits := rd
+	if mask == "WR_DIS" {
+		bits = []int{wr}
+	}
+	if !ok || len(bits) == 0 || bits[0] == None {
+		return Field{}, false
+	}
+	m, _ := t.Field(mask)
+	base := m.Bits()
+	f := Field{
+		Name: mask + "." + of, Block: m.Block, WRDis: m.WRDis, RDDis: None, InCSV: true,
+		Values:  []Value{{0, "no"}, {1, "yes"}},
+		Comment: map[string]string{"WR_DIS": "locks ", "RD_DIS": "hides "}[mask] + of,
+	}
+	for _, b := range bits {
+		f.Parts = append(f.Parts, Part{Bit: base[b], Len: 1})
+	}
+	return f, true
+}
+
+// protection finds the protection bits of a field or a block.
+func (t *Table) protection(name string) (wr int, rd []int, ok bool) {
+	for _, f := range t.fields {
+		if f.Name == name || slices.Contains(f.Aliases, name) {
+			return f.WRDis, f.RDDisAll, true
+		}
+	}
+	for _, b := range t.blocks {
+		if b.Name == name || slices.Contains(b.Aliases, name) {
+			return b.WRDis, b.RDDisAll, true
+		}
+	}
+	return None, nil, false
+}
+
+// Purposes lists what key blocks can be for.
+func (t *Table) Purposes() []Purpose { return slices.Clone(t.purposes) }
+
+// Purpose finds a purpose by name.
+func (t *Table) Purpose(name string) (Purpose, bool) {
+	for _, p := range t.purposes {
+		if p.Name == name {
+			return p, true
+		}
+	}
+	return Purpose{}, false
+}
+
+func (b Block) clone() Block {
+	b.Aliases, b.RDDisAll = slices.Clone(b.Aliases), slices.Clone(b.RDDisAll)
+	return b
+}
+
+func (f Field) clone() Field {
+	f.Aliases, f.Parts = slices.Clone(f.Aliases), slices.Clone(f.Parts)
+	f.RDDisAll, f.Values = slices.Clone(f.RDDisAll), slices.Clone(f.Values)
+	return f
+}
