@@ -24,7 +24,7 @@ func esp32() Model {
 		ROM: ROM{
 			FlashBeginWords: 4, BaudCrystalFixed: true, ApproxFreqReg: 0x3FF5F06C,
 			FlashBlock: 0x400, MemBlock: 0x1800,
-			Banner:           []byte("ets Jul 29 2019"),
+			Banner:           []byte("ets Ju"), // "ets Jun  8 2016" before ECO3, "ets Jul 29 2019" since
 			DownloadBanner:   [][]byte{[]byte("waiting for download"), []byte("UART_BOOT")},
 			DownloadDisabled: []byte("Download mode is disabled"),
 			ResetSettle:      500 * time.Millisecond,
