@@ -1,0 +1,160 @@
+package bootrom
+
+import (
+	"crypto/aes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/bits"
+	"slices"
+
+	"golang.org/x/crypto/xts"
+
+	"github.com/provisiond/provisiond/esp/chip"
+)
+
+// unit is the stretch that one decryption works on: the XTS data unit, and four
+// times the ESP32 scheme's 32-byte unit.
+const unit = 128
+
+// flashView is the flash as CPU and cache see it: through decryption while the
+// crypt counter is odd, raw otherwise.
+type flashView struct {
+	raw     io.ReaderAt
+	size    uint32
+	decrypt func(addr uint32, u *[unit]byte) // nil: raw
+}
+
+func newFlashView(in Input) *flashView {
+	v := &flashView{raw: in.Flash, size: in.FlashSize}
+	if bits.OnesCount32(in.FlashCryptCount)%2 == 0 {
+		return v
+	}
+	// The array holds the key file's bytes in reverse (esp-facts B.9).
+	key := slices.Clone(in.Key)
+	slices.Reverse(key)
+	if in.Key == nil {
+		key = make([]byte, 32)
+	}
+	switch in.Model.Scheme {
+	case chip.SchemeESP32:
+		v.decrypt = esp32Decrypt(key, in.FlashCryptConfig)
+	case chip.SchemeXTS128:
+		v.decrypt = xtsDecrypt(key)
+	default:
+		panic(fmt.Sprintf("bootrom: no cipher for %s: add the scheme %q here", in.Model.Name, in.Model.Scheme))
+	}
+	return v
+}
+
+// read gives n bytes from addr. It fails beyond the end of the flash.
+func (v *flashView) read(addr, n uint32) ([]byte, error) {
+	if uint64(addr)+uint64(n) > uint64(v.size) {
+		return nil, fmt.Errorf("0x%x bytes at 0x%x reach beyond the flash", n, addr)
+	}
+	first := addr / unit * unit
+	last := (uint64(addr) + uint64(n) + unit - 1) / unit * unit
+	buf := make([]byte, last-uint64(first))
+	if _, err := v.raw.ReadAt(buf, int64(first)); err != nil && err != io.EOF {
+		return nil, err
+	}
+	if v.decrypt != nil {
+		for i := 0; i < len(buf); i += unit {
+			v.decrypt(first+uint32(i), (*[unit]byte)(buf[i:]))
+		}
+	}
+	return buf[addr-first:][:n], nil
+}
+
+// esp32Decrypt is the ESP32's flash encryption, read backwards (esp-facts C.1,
+// ESP-IDF docs/en/security/flash-encryption.rst "Flash Encryption Algorithm"):
+// each 16-byte block is byte-reversed, goes through the AES *encrypt* operation
+// under a key of its 32-byte unit, and is byte-reversed again.
+func esp32Decrypt(key []byte, config uint32) func(uint32, *[unit]byte) {
+	switch len(key) {
+	case 24: // the 3/4 coding scheme: bytes 8..15 serve twice
+		key = slices.Concat(key, key[8:16])
+	case 32:
+	default:
+		panic(fmt.Sprintf("bootrom: an ESP32 flash key of %d bytes: 32, or 24 with the 3/4 coding scheme", len(key)))
+	}
+	return func(addr uint32, u *[unit]byte) {
+		for half := uint32(0); half < unit; half += 32 {
+			tweaked := esp32UnitKey(key, config, addr+half)
+			block, err := aes.NewCipher(tweaked)
+			if err != nil {
+				panic(err) // 32 bytes always make a key
+			}
+			for i := half; i < half+32; i += aes.BlockSize {
+				b := u[i : i+aes.BlockSize]
+				slices.Reverse(b)
+				block.Encrypt(b, b)
+				slices.Reverse(b)
+			}
+		}
+	}
+}
+
+// esp32UnitKey XORs address bits into the key, bit by bit as the documentation
+// lists them: key bit n, counted from the first byte's most significant bit, with
+// one address bit.
+func esp32UnitKey(key []byte, config, addr uint32) []byte {
+	tweaked := slices.Clone(key)
+	for n, addrBit := range esp32AddressBits {
+		var enable uint32
+		switch {
+		case n <= 66:
+			enable = 1 << 0
+		case n <= 131:
+			enable = 1 << 1
+		case n <= 194:
+			enable = 1 << 2
+		default:
+			enable = 1 << 3
+		}
+		if config&enable != 0 && addr>>addrBit&1 == 1 {
+			tweaked[n/8] ^= 0x80 >> (n % 8)
+		}
+	}
+	return tweaked
+}
+
+// esp32AddressBits names the address bit for each of the 256 key bits: four
+// groups of three runs from 23 down to 5 and a last, shorter run down to 5.
+var esp32AddressBits = func() []uint {
+	var list []uint
+	down := func(from uint) {
+		for b := from; b >= 5; b-- {
+			list = append(list, b)
+		}
+	}
+	for _, short := range []uint{14, 12, 10, 8} {
+		down(23)
+		down(23)
+		down(23)
+		down(short)
+	}
+	return list
+}()
+
+// xtsDecrypt is the XTS-AES scheme of the later chips (esp-facts C.2): the whole
+// 128-byte unit is byte-reversed, goes through standard XTS with the unit's flash
+// address as data unit number, and is byte-reversed again.
+func xtsDecrypt(key []byte) func(uint32, *[unit]byte) {
+	if len(key) != 32 {
+		panic(fmt.Sprintf("bootrom: an XTS-AES-128 flash key of %d bytes, want 32", len(key)))
+	}
+	c, err := xts.NewCipher(aes.NewCipher, key)
+	if err != nil {
+		panic(err) // 32 bytes always make a key
+	}
+	return func(addr uint32, u *[unit]byte) {
+		slices.Reverse(u[:])
+		c.Decrypt(u[:], u[:], uint64(addr))
+		slices.Reverse(u[:])
+	}
+}
+
+// le16 and le32 read the little-endian words of all these formats.
+func le16(b []byte) uint16 { return binary.LittleEndian.Uint16(b) }
+func le32(b []byte) uint32 { return binary.LittleEndian.Uint32(b) }
