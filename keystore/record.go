@@ -1,13 +1,30 @@
 package keystore
 
 import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/internal/canon"
 )
 
 // SchemaVersion is the schema of the records that this build writes.
 const SchemaVersion = 1
+
+// Limits of a record's fields.
+const (
+	maxText           = 256    // bytes of a name
+	partitionRow      = 32     // bytes of a row of a partition table
+	maxPartitionTable = 0x1000 // its flash sector (esp-facts D.3)
+	minFlash          = 256 << 10
+	maxFlash          = 1 << 30
+	maxCryptConfig    = 0xF // FLASH_CRYPT_CONFIG has four bits (esp-facts C.1)
+)
 
 // Record is all that is kept for one key of one unit: enough to encrypt for
 // the unit years later without the station that made it.
@@ -28,6 +45,278 @@ type Record struct {
 	RecipeHash       string // SHA-256, 64 lower-case hex digits
 	Job              string
 	Station          string
-	Lot              string
+	Lot              string    // may be empty
 	Created          time.Time // UTC
+}
+
+// Validate checks every field. The chip's name is not looked up: a backend
+// may be older than the station that made the record.
+func (r Record) Validate() error {
+	m := r.Meta()
+	if err := m.validate(); err != nil {
+		return err
+	}
+	switch n := len(r.PartitionTable); {
+	case r.Schema != SchemaVersion:
+		return fieldError("schema", fmt.Sprintf("is %d: this build knows %d", r.Schema, SchemaVersion))
+	case r.Key.Len() == 0:
+		return fieldError("key", "is empty or was wiped")
+	case r.Key.Fits(r.Scheme) != nil:
+		return fieldError("key", fmt.Sprintf("has %d bytes, which scheme %s has not", r.Key.Len(), r.Scheme))
+	case !r.Fingerprint.Equal(r.Key.Fingerprint()):
+		return fieldError("fingerprint", "is not the key's")
+	case n == 0 || n > maxPartitionTable || n%partitionRow != 0:
+		return fieldError("partition_table", fmt.Sprintf("has %d bytes: it is 1 to %d rows of %d bytes",
+			n, maxPartitionTable/partitionRow, partitionRow))
+	}
+	return nil
+}
+
+// Meta gives the fields of the record that are no secret and that lists show.
+func (r Record) Meta() Meta {
+	return Meta{
+		Unit: r.Unit, Simulated: r.Simulated, Chip: r.Chip, ChipRevision: r.ChipRevision,
+		Scheme: r.Scheme, Fingerprint: r.Fingerprint, FlashCryptConfig: r.FlashCryptConfig,
+		FlashSize: r.FlashSize, Recipe: r.Recipe, RecipeRevision: r.RecipeRevision,
+		RecipeHash: r.RecipeHash, Job: r.Job, Station: r.Station, Lot: r.Lot, Created: r.Created,
+	}
+}
+
+func (m Meta) validate() error {
+	if err := m.validateTexts(); err != nil {
+		return err
+	}
+	switch hash, err := hex.DecodeString(m.RecipeHash); {
+	case m.Unit == chip.MAC{} || m.Unit[0]&1 != 0:
+		return fieldError("unit", m.Unit.String()+" is not the address of one unit")
+	case m.Simulated != m.Unit.LocallyAdministered():
+		return fieldError("simulated", "does not agree with the unit: simulated units, and only those, have a locally administered MAC")
+	case !validChip(m.Chip):
+		return fieldError("chip", "is not a chip name such as esp32c3")
+	case len(keyLengths(m.Scheme)) == 0:
+		return fieldError("scheme", "is unknown")
+	case (m.Chip == "esp32") != (m.Scheme == chip.SchemeESP32):
+		return fieldError("scheme", "does not belong to the chip: the ESP32, and only it, has scheme esp32")
+	case m.Fingerprint.IsZero():
+		return fieldError("fingerprint", "is missing")
+	case m.FlashCryptConfig > maxCryptConfig, m.FlashCryptConfig != 0 && m.Scheme != chip.SchemeESP32:
+		return fieldError("flash_crypt_config", "is 0 to 15 on the ESP32 and 0 on every other chip")
+	case m.FlashSize < minFlash || m.FlashSize > maxFlash || m.FlashSize&(m.FlashSize-1) != 0:
+		return fieldError("flash_size", "is not a power of two from 256 KiB to 1 GiB, in bytes")
+	case m.RecipeRevision < 0 || m.RecipeRevision > canon.MaxInt:
+		return fieldError("recipe_revision", "is negative or too large")
+	case err != nil || len(hash) != 32 || hex.EncodeToString(hash) != m.RecipeHash:
+		return fieldError("recipe_hash", "is not 64 lower-case hex digits")
+	case m.Created.IsZero() || !canon.ValidTime(m.Created):
+		return fieldError("created", "is not set")
+	}
+	return nil
+}
+
+func (m Meta) validateTexts() error {
+	for _, f := range []struct {
+		name, text string
+		empty      bool // may be empty
+	}{
+		{"recipe", m.Recipe, false},
+		{"job", m.Job, false},
+		{"station", m.Station, false},
+		{"lot", m.Lot, true},
+	} {
+		if f.text == "" && !f.empty {
+			return fieldError(f.name, "is missing")
+		}
+		if reason := CheckText(f.text); reason != "" {
+			return fieldError(f.name, reason)
+		}
+	}
+	return nil
+}
+
+// CheckText is the rule for names and notes in records and states: valid UTF-8
+// without control characters, at most 256 bytes. It gives the reason against a
+// text, or "".
+func CheckText(s string) string {
+	if len(s) > maxText {
+		return fmt.Sprintf("has more than %d bytes", maxText)
+	}
+	if !utf8.ValidString(s) {
+		return "is not valid UTF-8"
+	}
+	for _, c := range s {
+		if unicode.IsControl(c) {
+			return "has a control character"
+		}
+	}
+	return ""
+}
+
+func validChip(s string) bool {
+	if len(s) < len("esp32") || len(s) > 16 || s[:5] != "esp32" {
+		return false
+	}
+	for _, c := range s {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return false
+		}
+	}
+	return true
+}
+
+func fieldError(field, reason string) error {
+	return fmt.Errorf("keystore: record field %s %s", field, reason)
+}
+
+// MarshalRecord writes the canonical encoding of a valid record: one JSON
+// object without white space, with all fields in a fixed order and bytes in
+// lower-case hex. The result holds the key in plain: seal it and wipe it.
+func MarshalRecord(r Record) ([]byte, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	// Large enough never to grow: growing would leave copies of the key behind.
+	b := make([]byte, 0, 1024+6*(len(r.Recipe)+len(r.Job)+len(r.Station)+len(r.Lot))+2*len(r.PartitionTable))
+	b = append(b, `{"schema":`...)
+	b = strconv.AppendInt(b, int64(r.Schema), 10)
+	b = appendText(b, "unit", r.Unit.String())
+	b = append(b, `,"simulated":`...)
+	b = strconv.AppendBool(b, r.Simulated)
+	b = appendText(b, "chip", r.Chip)
+	b = appendUint(b, "chip_revision", uint64(r.ChipRevision))
+	b = appendText(b, "scheme", string(r.Scheme))
+	b = append(b, `,"key":"`...)
+	if err := r.Key.Use(func(key []byte) error { b = hex.AppendEncode(b, key); return nil }); err != nil {
+		return nil, err
+	}
+	b = append(b, '"')
+	b = appendText(b, "fingerprint", r.Fingerprint.String())
+	b = appendUint(b, "flash_crypt_config", uint64(r.FlashCryptConfig))
+	b = append(b, `,"partition_table":"`...)
+	b = hex.AppendEncode(b, r.PartitionTable)
+	b = append(b, '"')
+	b = appendUint(b, "flash_size", uint64(r.FlashSize))
+	b = appendText(b, "recipe", r.Recipe)
+	b = appendUint(b, "recipe_revision", uint64(r.RecipeRevision))
+	b = appendText(b, "recipe_hash", r.RecipeHash)
+	b = appendText(b, "job", r.Job)
+	b = appendText(b, "station", r.Station)
+	b = appendText(b, "lot", r.Lot)
+	b = append(b, `,"created":`...)
+	b = canon.AppendTime(b, r.Created)
+	return append(b, '}'), nil
+}
+
+func appendText(b []byte, name, v string) []byte {
+	b = append(b, `,"`...)
+	b = append(b, name...)
+	b = append(b, `":`...)
+	return canon.AppendString(b, v)
+}
+
+func appendUint(b []byte, name string, v uint64) []byte {
+	b = append(b, `,"`...)
+	b = append(b, name...)
+	b = append(b, `":`...)
+	return strconv.AppendUint(b, v, 10)
+}
+
+// ParseRecord reads what MarshalRecord writes, and nothing else: what parses is
+// valid and encodes to the same bytes. Errors name the field and never echo
+// input. b still holds the key: wipe it after use.
+func ParseRecord(b []byte) (Record, error) {
+	r, err := parseRecord(canon.NewReader(b))
+	if err == nil {
+		err = r.Validate()
+	}
+	if err != nil {
+		r.Key.Wipe()
+		return Record{}, err
+	}
+	return r, nil
+}
+
+func parseRecord(in *canon.Reader) (r Record, err error) {
+	in.Field(true, "schema")
+	r.Schema = int(in.Uint("schema", 1<<16))
+	in.Field(false, "unit")
+	r.Unit = readMAC(in, "unit")
+	in.Field(false, "simulated")
+	r.Simulated = in.Bool("simulated")
+	in.Field(false, "chip")
+	r.Chip = in.String("chip")
+	in.Field(false, "chip_revision")
+	r.ChipRevision = chip.Revision(in.Uint("chip_revision", 1<<16-1))
+	in.Field(false, "scheme")
+	r.Scheme = chip.Scheme(in.String("scheme"))
+	in.Field(false, "key")
+	key := in.Hex("key", 64)
+	if key != nil {
+		if r.Key, err = KeyFromBytes(key); err != nil {
+			in.Fail("key", "is not a key")
+		}
+	}
+	in.Field(false, "fingerprint")
+	r.Fingerprint = readFingerprint(in, "fingerprint")
+	in.Field(false, "flash_crypt_config")
+	r.FlashCryptConfig = uint8(in.Uint("flash_crypt_config", maxCryptConfig))
+	in.Field(false, "partition_table")
+	r.PartitionTable = in.Hex("partition_table", maxPartitionTable)
+	in.Field(false, "flash_size")
+	r.FlashSize = uint32(in.Uint("flash_size", maxFlash))
+	in.Field(false, "recipe")
+	r.Recipe = in.String("recipe")
+	in.Field(false, "recipe_revision")
+	r.RecipeRevision = int(in.Uint("recipe_revision", canon.MaxInt))
+	in.Field(false, "recipe_hash")
+	r.RecipeHash = in.String("recipe_hash")
+	in.Field(false, "job")
+	r.Job = in.String("job")
+	in.Field(false, "station")
+	r.Station = in.String("station")
+	in.Field(false, "lot")
+	r.Lot = in.String("lot")
+	in.Field(false, "created")
+	r.Created = in.Time("created")
+	if err := in.End(); err != nil {
+		return r, fmt.Errorf("keystore: record: %w", err)
+	}
+	return r, nil
+}
+
+func readMAC(in *canon.Reader, field string) chip.MAC {
+	s := in.String(field)
+	m, err := chip.ParseMAC(s)
+	if err != nil {
+		in.Fail(field, "not a MAC address")
+	}
+	return m
+}
+
+func readFingerprint(in *canon.Reader, field string) Fingerprint {
+	fp, err := ParseFingerprint(in.String(field))
+	if err != nil {
+		in.Fail(field, "not a key fingerprint")
+	}
+	return fp
+}
+
+// Validate checks a state before it is stored.
+func (s State) Validate() error {
+	switch s.Kind {
+	case MayBeInSilicon, InSilicon, Superseded, Quarantined:
+	default:
+		return fmt.Errorf("keystore: unknown state %q", string(s.Kind))
+	}
+	if s.Job == "" {
+		return errors.New("keystore: a state names the job that says so")
+	}
+	for _, f := range []struct{ name, text string }{{"note", s.Note}, {"job", s.Job}, {"station", s.Station}} {
+		if reason := CheckText(f.text); reason != "" {
+			return fmt.Errorf("keystore: state field %s %s", f.name, reason)
+		}
+	}
+	if !canon.ValidTime(s.Time) {
+		return errors.New("keystore: state field time is out of range")
+	}
+	return nil
 }

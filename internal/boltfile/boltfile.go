@@ -1,0 +1,199 @@
+// Package boltfile owns how this project keeps a bbolt database file: the
+// journal and the local keystore share it.
+//
+// It promises what bbolt alone does not. A file is never created by opening it.
+// Creating one is atomic: it appears complete and durable, directory entry
+// included, or not at all. The mode is 0600. A lock held by another process is
+// an error within two seconds. The page structure is checked before bbolt maps
+// the file, and what bbolt still panics about (or a SIGBUS from a file that
+// shrank) is an error. bbolt's commits are fdatasynced.
+package boltfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// The errors of this package, for errors.Is.
+var (
+	ErrMissing = errors.New("there is no such file")
+	ErrExists  = errors.New("the file exists already")
+	ErrLocked  = errors.New("the file is in use by another process")
+	ErrMode    = errors.New("the file can be read or written by other users: chmod 600 it")
+)
+
+// DamagedError says that the file is no sound bbolt database.
+type DamagedError struct{ Reason string }
+
+// Error gives the reason.
+func (e *DamagedError) Error() string { return "the database is damaged: " + e.Reason }
+
+// lockTimeout is how long Open waits for another process; lockPoll how often it looks.
+const (
+	lockTimeout = 1500 * time.Millisecond
+	lockPoll    = 25 * time.Millisecond
+)
+
+// DB is an open database. Its methods turn bbolt's panics into errors.
+type DB struct {
+	bolt *bolt.DB
+	// MetaFallback reports that one of the two meta pages is not valid, so the
+	// database stands at the commit before the last one that was begun. A torn
+	// write at a power cut looks so, and so does damage to the newest meta page.
+	MetaFallback bool
+}
+
+func options(open func(string, int, os.FileMode) (*os.File, error)) *bolt.Options {
+	return &bolt.Options{
+		Timeout:      lockTimeout,
+		FreelistType: bolt.FreelistMapType,
+		NoStatistics: true,
+		OpenFile:     open,
+	}
+}
+
+// Create makes a new database with what fill writes into it. It refuses an
+// existing path.
+func Create(path string, fill func(*bolt.Tx) error) error {
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("%s: %w", path, ErrExists)
+	}
+	dir := filepath.Dir(path)
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".init-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(tmp.Name()) }()
+	if err := tmp.Close(); err != nil {
+		return err
+	}
+	err = Guard(func() error {
+		b, err := bolt.Open(tmp.Name(), 0o600, options(nil))
+		if err != nil {
+			return err
+		}
+		return errors.Join(b.Update(fill), b.Close())
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	// A hard link appears complete or not at all, and never replaces a file.
+	if err := os.Link(tmp.Name(), path); errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: %w", path, ErrExists)
+	} else if err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// syncDir makes the directory's entries durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// Open opens an existing database for reading and writing.
+func Open(path string) (*DB, error) {
+	db := &DB{}
+	var file *os.File
+	open := func(name string, flag int, _ os.FileMode) (*os.File, error) {
+		f, err := os.OpenFile(name, flag&^os.O_CREATE, 0)
+		if err != nil {
+			return nil, err
+		}
+		file = f
+		if err := db.prepare(f); err != nil {
+			_ = f.Close()
+			return nil, err
+		}
+		return f, nil
+	}
+	err := Guard(func() (err error) {
+		db.bolt, err = bolt.Open(path, 0o600, options(open))
+		return err
+	})
+	if err == nil {
+		return db, nil
+	}
+	if file != nil {
+		_ = file.Close() // gives the lock back when bbolt panicked; else closed already
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrMissing
+	}
+	return nil, fmt.Errorf("%s: %w", path, err)
+}
+
+// prepare checks the open file and takes its lock before bbolt looks at it.
+// bbolt takes the same lock again on the same descriptor, which succeeds.
+func (db *DB) prepare(f *os.File) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() {
+		return &DamagedError{"not a regular file"}
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("%w (mode is %04o)", ErrMode, st.Mode().Perm())
+	}
+	if err := lock(f); err != nil {
+		return err
+	}
+	db.MetaFallback, err = checkPages(f)
+	return err
+}
+
+func lock(f *os.File) error {
+	deadline := time.Now().Add(lockTimeout)
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR):
+			return fmt.Errorf("lock: %w", err)
+		case time.Now().After(deadline):
+			return ErrLocked
+		}
+		time.Sleep(lockPoll)
+	}
+}
+
+// View runs fn in a read transaction.
+func (db *DB) View(fn func(*bolt.Tx) error) error {
+	return Guard(func() error { return db.bolt.View(fn) })
+}
+
+// Update runs fn in a write transaction and returns when it is durable. An
+// error of fn leaves the database as it was. After any other error it is not
+// known whether the transaction took place.
+func (db *DB) Update(fn func(*bolt.Tx) error) error {
+	return Guard(func() error { return db.bolt.Update(fn) })
+}
+
+// Close waits for transactions and closes the file.
+func (db *DB) Close() error { return Guard(db.bolt.Close) }
+
+// Guard runs fn and turns a panic, also one from a memory fault in a mapped
+// file, into a *DamagedError.
+func Guard(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = &DamagedError{fmt.Sprintf("bbolt stopped with: %v", p)}
+		}
+	}()
+	return fn()
+}

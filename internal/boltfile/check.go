@@ -1,0 +1,270 @@
+package boltfile
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"os"
+)
+
+// The file format of bbolt 1.x (go.etcd.io/bbolt/internal/common: page.go,
+// meta.go, inode.go, bucket.go). Numbers are in the byte order of the machine.
+const (
+	pageHeaderSize = 16 // id u64, flags u16, count u16, overflow u32
+	elementSize    = 16 // branch: pos u32, ksize u32, pgid u64; leaf: flags, pos, ksize, vsize u32
+	bucketSize     = 16 // root pgid u64, sequence u64
+
+	flagBranch   = 0x01
+	flagLeaf     = 0x02
+	flagMeta     = 0x04
+	flagFreelist = 0x10
+	bucketLeaf   = 0x01 // leaf element that is a bucket
+
+	metaMagic   = 0xED0CDAED
+	metaVersion = 2
+	metaSize    = 64 // magic, version, pageSize, flags u32; root 16; freelist, pgid, txid, checksum u64
+
+	maxTreeDepth = 64
+)
+
+var order = binary.NativeEndian
+
+type meta struct {
+	pageSize           int
+	root, freelist     uint64
+	highWater, version uint64 // version is bbolt's txid
+}
+
+// checkPages walks every page that the newest valid meta page reaches and
+// refuses what bbolt would panic, loop or read out of bounds on: a short file,
+// wrong page ids and types, elements outside their page, keys out of order, a
+// page reached twice, a page in use on the free list. It reads through f, so a
+// short file is an error and no SIGBUS.
+func checkPages(f *os.File) (fallback bool, err error) {
+	st, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	m, fallback, err := newestMeta(f, st.Size())
+	if err != nil {
+		return false, err
+	}
+	if m.highWater > uint64(st.Size())/uint64(m.pageSize) {
+		return false, damaged("the file is cut off: it has %d bytes and needs %d pages of %d bytes",
+			st.Size(), m.highWater, m.pageSize)
+	}
+	w := walker{f: f, m: m, seen: make([]uint64, m.highWater/64+1)}
+	w.seen[0] = 3 // the meta pages
+	if err := w.page(m.root, 0); err != nil {
+		return false, err
+	}
+	return fallback, w.freelist()
+}
+
+func damaged(format string, args ...any) error {
+	return &DamagedError{fmt.Sprintf(format, args...)}
+}
+
+func newestMeta(f io.ReaderAt, size int64) (m meta, fallback bool, err error) {
+	if size == 0 {
+		return meta{}, false, damaged("the file is empty")
+	}
+	// The second meta page lies one page in, whose size only a meta page tells.
+	first, errFirst := readMeta(f, 0)
+	second, errSecond := meta{}, error(nil)
+	if errFirst == nil {
+		second, errSecond = readMeta(f, int64(first.pageSize))
+	} else {
+		errSecond = errFirst
+		for ps := int64(1024); ps <= 1<<24 && errSecond != nil; ps *= 2 {
+			if second, errSecond = readMeta(f, ps); errSecond == nil && int64(second.pageSize) != ps {
+				errSecond = errFirst
+			}
+		}
+	}
+	switch {
+	case errFirst != nil && errSecond != nil:
+		return meta{}, false, damaged("neither meta page is valid")
+	case errFirst != nil:
+		return second, true, nil
+	case errSecond != nil:
+		return first, true, nil
+	case second.version > first.version:
+		return second, false, nil
+	}
+	return first, false, nil
+}
+
+func readMeta(f io.ReaderAt, off int64) (meta, error) {
+	var b [pageHeaderSize + metaSize]byte
+	if _, err := f.ReadAt(b[:], off); err != nil {
+		return meta{}, errors.New("too short")
+	}
+	p := b[pageHeaderSize:]
+	sum := fnv.New64a()
+	_, _ = sum.Write(p[:metaSize-8])
+	m := meta{
+		pageSize:  int(order.Uint32(p[8:])),
+		root:      order.Uint64(p[16:]),
+		freelist:  order.Uint64(p[32:]),
+		highWater: order.Uint64(p[40:]),
+		version:   order.Uint64(p[48:]),
+	}
+	switch {
+	case order.Uint16(b[8:])&flagMeta == 0,
+		order.Uint32(p) != metaMagic,
+		order.Uint32(p[4:]) != metaVersion,
+		order.Uint64(p[56:]) != sum.Sum64(),
+		m.pageSize < 1024 || m.pageSize > 1<<24 || m.pageSize&(m.pageSize-1) != 0:
+		return meta{}, errors.New("not valid")
+	}
+	return m, nil
+}
+
+type walker struct {
+	f    io.ReaderAt
+	m    meta
+	seen []uint64 // one bit per page
+}
+
+// mark notes that page id is in use, with the pages that overflow from it.
+func (w *walker) mark(id uint64, overflow uint32) error {
+	if id+uint64(overflow) >= w.m.highWater {
+		return damaged("page %d runs past the end of the database", id)
+	}
+	for p := id; p <= id+uint64(overflow); p++ {
+		if w.seen[p/64]&(1<<(p%64)) != 0 {
+			return damaged("page %d is used twice", p)
+		}
+		w.seen[p/64] |= 1 << (p % 64)
+	}
+	return nil
+}
+
+// read gives the whole page with its overflow and marks it as used.
+func (w *walker) read(id uint64) ([]byte, error) {
+	if id < 2 || id >= w.m.highWater {
+		return nil, damaged("page %d does not exist", id)
+	}
+	buf := make([]byte, w.m.pageSize)
+	if _, err := w.f.ReadAt(buf, int64(id)*int64(w.m.pageSize)); err != nil {
+		return nil, damaged("page %d cannot be read: %v", id, err)
+	}
+	if got := order.Uint64(buf); got != id {
+		return nil, damaged("page %d says that it is page %d", id, got)
+	}
+	overflow := order.Uint32(buf[12:])
+	if err := w.mark(id, overflow); err != nil {
+		return nil, err
+	}
+	if overflow > 0 {
+		buf = append(buf, make([]byte, int(overflow)*w.m.pageSize)...)
+		if _, err := w.f.ReadAt(buf, int64(id)*int64(w.m.pageSize)); err != nil {
+			return nil, damaged("page %d cannot be read: %v", id, err)
+		}
+	}
+	return buf, nil
+}
+
+// page walks the tree below id.
+func (w *walker) page(id uint64, depth int) error {
+	if depth > maxTreeDepth {
+		return damaged("page %d lies too deep", id)
+	}
+	b, err := w.read(id)
+	if err != nil {
+		return err
+	}
+	return w.elements(id, b, depth, false)
+}
+
+// elements checks the elements of a branch or leaf page, or of a bucket that
+// lies inline in a leaf, and walks on from them.
+func (w *walker) elements(id uint64, b []byte, depth int, inline bool) error {
+	flags, count := order.Uint16(b[8:]), int(order.Uint16(b[10:]))
+	if flags != flagLeaf && (flags != flagBranch || inline) {
+		return damaged("page %d has type 0x%x and lies in a tree", id, flags)
+	}
+	if flags == flagBranch && count == 0 {
+		return damaged("branch page %d is empty", id)
+	}
+	if pageHeaderSize+count*elementSize > len(b) {
+		return damaged("page %d has more elements than fit", id)
+	}
+	var last []byte
+	for i := range count {
+		e := b[pageHeaderSize+i*elementSize:]
+		var pos, ksize, vsize uint32
+		if flags == flagBranch {
+			pos, ksize = order.Uint32(e), order.Uint32(e[4:])
+		} else {
+			pos, ksize, vsize = order.Uint32(e[4:]), order.Uint32(e[8:]), order.Uint32(e[12:])
+		}
+		if uint64(pos)+uint64(ksize)+uint64(vsize) > uint64(len(e)) || int(pos) < (count-i)*elementSize {
+			return damaged("element %d of page %d lies outside of it", i, id)
+		}
+		key, value := e[pos:pos+ksize], e[pos+ksize:pos+ksize+vsize]
+		if ksize == 0 || (i > 0 && bytes.Compare(last, key) >= 0) {
+			return damaged("the keys of page %d are not in order", id)
+		}
+		last = key
+		if err := w.element(id, flags, e, value, depth); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *walker) element(id uint64, flags uint16, e, value []byte, depth int) error {
+	switch {
+	case flags == flagBranch:
+		return w.page(order.Uint64(e[8:]), depth+1)
+	case order.Uint32(e) == 0:
+		return nil
+	case order.Uint32(e) != bucketLeaf:
+		return damaged("an element of page %d has unknown flags", id)
+	case len(value) < bucketSize:
+		return damaged("a bucket in page %d is cut off", id)
+	}
+	if root := order.Uint64(value); root != 0 {
+		return w.page(root, depth+1)
+	}
+	if len(value) < bucketSize+pageHeaderSize {
+		return damaged("a bucket in page %d is cut off", id)
+	}
+	return w.elements(id, value[bucketSize:], depth+1, true)
+}
+
+// freelist checks that no page in use is on the free list: bbolt would hand it
+// out and overwrite it.
+func (w *walker) freelist() error {
+	b, err := w.read(w.m.freelist)
+	if err != nil {
+		return err
+	}
+	if order.Uint16(b[8:]) != flagFreelist {
+		return damaged("the free list (page %d) is no free list", w.m.freelist)
+	}
+	ids, count := b[pageHeaderSize:], uint64(order.Uint16(b[10:]))
+	if count == 0xFFFF { // then the first id is the count
+		count, ids = order.Uint64(ids), ids[8:]
+	}
+	if count > uint64(len(ids))/8 {
+		return damaged("the free list (page %d) is cut off", w.m.freelist)
+	}
+	var last uint64 = 1
+	for i := range count {
+		id := order.Uint64(ids[i*8:])
+		if id <= last || id >= w.m.highWater {
+			return damaged("the free list is not in order")
+		}
+		if w.seen[id/64]&(1<<(id%64)) != 0 {
+			return damaged("page %d is in use and on the free list", id)
+		}
+		last = id
+	}
+	return nil
+}
