@@ -1,0 +1,85 @@
+package recipe
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Encode writes the recipe as canonical YAML: every field with its effective
+// value, in a fixed order. Parse reads it back as the same recipe.
+func (r *Recipe) Encode() []byte {
+	var b strings.Builder
+	line := func(key, value string) { b.WriteString(key + ": " + value + "\n") }
+	line("recipe", yamlText(r.Name))
+	line("revision", strconv.Itoa(r.Revision))
+	line("chip", r.Chip)
+	if r.MinChipRevision != 0 {
+		line("min_chip_revision", revisionText(r.MinChipRevision))
+	}
+	if r.MaxChipRevision != NoMaxRevision {
+		line("max_chip_revision", revisionText(r.MaxChipRevision))
+	}
+	if r.Build != "" {
+		line("build", yamlText(r.Build))
+	} else {
+		b.WriteString("images:\n")
+		for _, i := range r.Images {
+			fmt.Fprintf(&b, "  - {offset: 0x%x, file: %s, name: %s}\n", i.Offset, yamlText(i.File), yamlText(i.Name))
+		}
+	}
+	line("flash_size", r.FlashSize.String())
+	line("profile", string(r.Profile))
+	if r.BootCheck.Enabled() {
+		line("boot_check", fmt.Sprintf("{expect: %s, timeout: %s}", yamlText(r.BootCheck.Expect), r.BootCheck.Timeout))
+	} else {
+		line("boot_check", "off")
+	}
+	if len(r.Keep) > 0 {
+		b.WriteString("keep:\n")
+		for _, k := range r.Keep {
+			b.WriteString("  - " + yamlText(k) + "\n")
+		}
+	}
+	line("partition_table_offset", fmt.Sprintf("0x%x", r.TableOffset))
+	line("baud", strconv.Itoa(r.Baud))
+	return []byte(b.String())
+}
+
+// yamlText quotes printable text. Inside double quotes only these two mean
+// anything to YAML.
+func yamlText(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+}
+
+func revisionText(r fmt.Stringer) string { return `"` + strings.TrimPrefix(r.String(), "v") + `"` }
+
+// Hash stands for what the recipe makes of a unit. Two recipes with the same hash
+// and the same image hashes make the same product, however they are written.
+//
+// It leaves out where the images lie (their contents have hashes of their own)
+// and the baud rate: moving a build directory or slowing down a bad line does
+// not make another job of a unit that is half done. docs/recipe.md describes
+// the hashed bytes.
+func (r *Recipe) Hash() [sha256.Size]byte {
+	h := sha256.New()
+	put := func(key, value string) { _, _ = fmt.Fprintf(h, "%s=%d:%s\n", key, len(value), value) }
+	_, _ = io.WriteString(h, "provisiond recipe v1\n")
+	put("recipe", r.Name)
+	put("revision", strconv.Itoa(r.Revision))
+	put("chip", r.Chip)
+	put("min_chip_revision", strconv.Itoa(int(r.MinChipRevision)))
+	put("max_chip_revision", strconv.Itoa(int(r.MaxChipRevision)))
+	put("flash_size", strconv.FormatUint(uint64(r.FlashSize), 10))
+	put("profile", string(r.Profile))
+	put("boot_check.expect", r.BootCheck.Expect)
+	put("boot_check.timeout", strconv.FormatInt(r.BootCheck.Timeout.Nanoseconds(), 10))
+	for _, k := range slices.Sorted(slices.Values(r.Keep)) {
+		put("keep", k)
+	}
+	put("partition_table_offset", strconv.FormatUint(uint64(r.TableOffset), 10))
+	return [sha256.Size]byte(h.Sum(nil))
+}
