@@ -1,0 +1,154 @@
+// Package sample builds small products to provision without a compiler at hand:
+// a build directory in the form of ESP-IDF's (bootloader, partition table,
+// application, otadata and flasher_args.json) and a recipe beside it. The demo
+// and the tests use it. Its images are made here; none is copied from a build.
+package sample
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+
+	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/image"
+	"github.com/provisiond/provisiond/esp/partition"
+)
+
+// AppText is what the sample application prints when it runs.
+const AppText = "provisiond sample: app running"
+
+// Offsets of the sample's partitions.
+const (
+	TableOffset   = 0x8000
+	OTADataOffset = 0xD000
+	FactoryOffset = 0x10000
+)
+
+// Product is what to build.
+type Product struct {
+	Chip    chip.Model
+	Name    string // of the recipe; empty: sample-CHIP
+	Profile string // development, hybrid, release or closed
+	AppSize int    // bytes of application code; 0: 24 KiB
+	Baud    int    // while flashing; 0: the recipe's default
+}
+
+// memory is where a chip's images load to: internal RAM for the bootloader,
+// mapped flash and RAM for an application (ESP-IDF soc/<chip>/memory layouts).
+type memory struct {
+	bootIRAM, appDROM, appIRAM uint32
+}
+
+var memories = map[chip.ID]memory{
+	chip.IDESP32:   {bootIRAM: 0x40078000, appDROM: 0x3F400020, appIRAM: 0x40080000},
+	chip.IDESP32C3: {bootIRAM: 0x403CC710, appDROM: 0x3C000020, appIRAM: 0x40380000},
+}
+
+// Table is the sample's partition table, for 4 MB of flash.
+func Table() *partition.Table {
+	return partition.New(
+		partition.Entry{Type: partition.TypeData, Subtype: partition.DataNVS, Offset: 0x9000, Size: 0x4000, Label: "nvs"},
+		partition.Entry{Type: partition.TypeData, Subtype: partition.DataOTA, Offset: OTADataOffset, Size: 0x2000, Label: "otadata"},
+		partition.Entry{Type: partition.TypeData, Subtype: partition.DataPHY, Offset: 0xF000, Size: 0x1000, Label: "phy_init"},
+		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppFactory, Offset: FactoryOffset, Size: 0x40000, Label: "factory"},
+		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppOTA0, Offset: 0x50000, Size: 0x40000, Label: "ota_0"},
+		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppOTA0 + 1, Offset: 0x90000, Size: 0x40000, Label: "ota_1"},
+		partition.Entry{Type: partition.TypeData, Subtype: partition.DataNVSKeys, Offset: 0xD0000, Size: 0x1000, Label: "nvs_keys", Flags: partition.FlagEncrypted},
+	)
+}
+
+// Files gives the product's files by their flash offset.
+func Files(p Product) (map[uint32][]byte, error) {
+	mem, ok := memories[p.Chip.ID]
+	if !ok {
+		return nil, fmt.Errorf("sample: no memory layout for %s", p.Chip.Title)
+	}
+	size := p.AppSize
+	if size == 0 {
+		size = 24 << 10
+	}
+	rng := rand.New(rand.NewPCG(uint64(p.Chip.ID)+1, 7)) //nolint:gosec // filler that is the same in every build
+	boot, err := image.Build(image.Spec{
+		Chip: p.Chip.ID, EntryAddr: mem.bootIRAM, SPISize: image.SPISize4MB,
+		Segments: []image.Segment{{LoadAddr: mem.bootIRAM, Data: filler(rng, 6<<10)}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sample bootloader: %w", err)
+	}
+	app, err := image.Build(image.Spec{
+		Chip: p.Chip.ID, EntryAddr: mem.appIRAM, SPISize: image.SPISize4MB,
+		AppDesc: &image.AppDesc{Version: "1.0.0", ProjectName: "provisiond-sample", IDFVer: "none", SecureVersion: 1},
+		Segments: []image.Segment{
+			{LoadAddr: mem.appDROM, Data: filler(rng, size/4&^3)},
+			{LoadAddr: mem.appIRAM, Data: filler(rng, (size-size/4)&^3)},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sample application: %w", err)
+	}
+	table, err := Table().MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	ota, err := partition.NewOTAData().MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	return map[uint32][]byte{p.Chip.BootloaderOffset: boot, TableOffset: table, OTADataOffset: ota, FactoryOffset: app}, nil
+}
+
+func filler(rng *rand.Rand, n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		// Code is not as even as noise, and the refusal of encrypted images looks at that.
+		b[i] = byte(rng.UintN(64))
+	}
+	return b
+}
+
+// Write puts build directory and recipe into dir and gives the recipe's path.
+func Write(dir string, p Product) (string, error) {
+	files, err := Files(p)
+	if err != nil {
+		return "", err
+	}
+	build := filepath.Join(dir, "build-"+p.Chip.Name)
+	if err := os.MkdirAll(build, 0o755); err != nil { //nolint:gosec // firmware is no secret
+		return "", err
+	}
+	names := map[uint32]string{
+		p.Chip.BootloaderOffset: "bootloader.bin", TableOffset: "partition-table.bin",
+		OTADataOffset: "ota_data_initial.bin", FactoryOffset: "app.bin",
+	}
+	flash := map[string]string{}
+	for off, b := range files {
+		if err := os.WriteFile(filepath.Join(build, names[off]), b, 0o644); err != nil { //nolint:gosec // firmware is no secret
+			return "", err
+		}
+		flash[fmt.Sprintf("0x%x", off)] = names[off]
+	}
+	args, err := json.MarshalIndent(map[string]any{
+		"flash_files":        flash,
+		"flash_settings":     map[string]string{"flash_mode": "dio", "flash_size": "4MB", "flash_freq": "40m"},
+		"extra_esptool_args": map[string]any{"chip": p.Chip.Name},
+	}, "", "  ")
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(build, "flasher_args.json"), args, 0o644); err != nil { //nolint:gosec // firmware is no secret
+		return "", err
+	}
+	name := p.Name
+	if name == "" {
+		name = "sample-" + p.Chip.Name
+	}
+	text := fmt.Sprintf("recipe: %s\nrevision: 1\nchip: %s\nbuild: %s\nflash_size: 4MB\nprofile: %s\n", name, p.Chip.Name, filepath.Base(build), p.Profile)
+	if p.Baud != 0 {
+		text += fmt.Sprintf("baud: %d\n", p.Baud)
+	}
+	text += fmt.Sprintf("boot_check: {expect: %q, timeout: 10s}\n", AppText)
+	path := filepath.Join(dir, name+".yaml")
+	return path, os.WriteFile(path, []byte(text), 0o644) //nolint:gosec // a recipe is no secret
+}

@@ -1,0 +1,57 @@
+package sample_test
+
+import (
+	"testing"
+
+	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/image"
+	"github.com/provisiond/provisiond/esp/partition"
+	"github.com/provisiond/provisiond/internal/sample"
+	"github.com/provisiond/provisiond/provision/recipe"
+)
+
+func TestSample(t *testing.T) {
+	for _, name := range chip.Names() {
+		t.Run(name, func(t *testing.T) {
+			m, err := chip.ByName(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			path, err := sample.Write(t.TempDir(), sample.Product{Chip: m, Profile: "release", Baud: 921600})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := recipe.Load(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files, err := r.LoadImages()
+			if err != nil || len(files) != 4 {
+				t.Fatalf("%d files, %v", len(files), err)
+			}
+			for _, f := range files {
+				if image.LooksEncrypted(f.Data) {
+					t.Errorf("%s looks encrypted", f.Name)
+				}
+				switch f.Offset {
+				case m.BootloaderOffset, sample.FactoryOffset:
+					img, err := image.Parse(f.Data)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if err := img.CheckFor(m, 300); err != nil {
+						t.Error(err)
+					}
+				case sample.TableOffset:
+					table, err := partition.Parse(f.Data)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if err := table.Check(4<<20, sample.TableOffset); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+}
