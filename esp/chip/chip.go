@@ -216,6 +216,19 @@ func (m Model) SensitiveEFuse(addr uint32) bool {
 	return off < 0x2C || (off >= 0x9C && off < 0x9C+uint32(m.EFuse.KeyBlocks)*0x20)
 }
 
+// keyBytes lists the key lengths of each scheme.
+var keyBytes = map[Scheme][]int{
+	SchemeESP32: {32, 24}, SchemeXTS128: {32}, SchemeXTS256: {64}, SchemeXTSDerived: {16},
+}
+
+// SchemeFor gives the scheme that the chip uses with a key of n bytes.
+func (m Model) SchemeFor(n int) (Scheme, error) {
+	if slices.Contains(keyBytes[m.Scheme], n) {
+		return m.Scheme, nil
+	}
+	return "", fmt.Errorf("a flash encryption key of the %s has %v bytes, not %d", m.Title, keyBytes[m.Scheme], n)
+}
+
 // ErrUnknown is returned for a chip that this build does not know.
 var ErrUnknown = errors.New("unknown chip")
 
