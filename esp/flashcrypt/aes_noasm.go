@@ -1,3 +1,5 @@
+//go:build !amd64 || purego
+
 package flashcrypt
 
 // There is no assembly for this platform: crypto/aes does the work.
