@@ -1,0 +1,674 @@
+package efuse
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"hash"
+	"math/bits"
+	"slices"
+	"strings"
+
+	"github.com/provisiond/provisiond/efuse/coding"
+	"github.com/provisiond/provisiond/efuse/table"
+	"github.com/provisiond/provisiond/esp/chip"
+)
+
+// Stage is burned as a whole by one call of [Burn]: first the key, then the
+// fields, then the critical fuses (the list in burn.go), WR_DIS and RD_DIS.
+type Stage struct {
+	Name         string
+	Set          []chip.Assignment // the fields have exactly these values afterwards
+	WriteProtect []string          // fields or blocks whose bit of WR_DIS is set
+	ReadProtect  []string          // blocks whose bits of RD_DIS are set
+	Key          *KeyBurn
+}
+
+// KeyBurn puts a key into a block. The bytes are given to [Burn] only. The key is
+// burned readable, read back and compared; a later stage protects it.
+type KeyBurn struct {
+	Block   string // "KEY0"; on the ESP32 "BLOCK1"
+	Purpose string // "XTS_AES_128_KEY"; empty on the ESP32, where the block says it
+
+	// Resume allows a block that is not empty, for a burn that was interrupted.
+	// Burn then refuses unless every bit in the block belongs to the key.
+	Resume bool
+}
+
+// Plan is a list of stages for one kind of chip. It cannot be burned: see Check.
+type Plan struct {
+	m      chip.Model
+	stages []Stage
+}
+
+// NewPlan makes a plan. It copies the stages.
+func NewPlan(m chip.Model, stages ...Stage) Plan {
+	return Plan{m: m, stages: cloneStages(stages)}
+}
+
+func cloneStages(stages []Stage) []Stage {
+	out := slices.Clone(stages)
+	for i := range out {
+		out[i].Set = slices.Clone(out[i].Set)
+		out[i].WriteProtect = slices.Clone(out[i].WriteProtect)
+		out[i].ReadProtect = slices.Clone(out[i].ReadProtect)
+		if k := out[i].Key; k != nil {
+			own := *k
+			out[i].Key = &own
+		}
+	}
+	return out
+}
+
+// Problem is a reason why a plan must not be burned on this chip.
+type Problem struct {
+	Stage  string `json:"stage,omitempty"` // empty: the chip itself
+	What   string `json:"what"`            // field or block
+	Reason string `json:"reason"`
+}
+
+// CheckError lists every problem that Check found.
+type CheckError struct{ Problems []Problem }
+
+func (e *CheckError) Error() string {
+	var parts []string
+	for _, p := range e.Problems {
+		s := p.What + ": " + p.Reason
+		if p.Stage != "" {
+			s = "stage " + p.Stage + ": " + s
+		}
+		parts = append(parts, s)
+	}
+	return "the eFuse plan does not fit this chip; nothing was burned: " + strings.Join(parts, "; ")
+}
+
+// CheckedPlan is a plan that was tried on a snapshot, stage by stage, and found
+// to do what it says. Only Check makes one.
+type CheckedPlan struct {
+	m      chip.Model
+	base   *Snapshot
+	scheme Scheme
+	stages []checkedStage
+	hash   [sha256.Size]byte
+}
+
+type checkedStage struct {
+	Stage
+	want  [][]uint32 // bits that are set afterwards, by block; not a key's
+	bits  []Bit
+	key   *checkedKey
+	final bool // closes the loader
+}
+
+type checkedKey struct {
+	block   table.Block
+	purpose table.Purpose
+	bytes   int
+	resume  bool
+}
+
+// checker simulates the stages on a snapshot.
+type checker struct {
+	m        chip.Model
+	t        *table.Table
+	n        *namer
+	scheme   Scheme
+	revision chip.Revision
+	words    [][]uint32   // state after the stages so far; nil for key blocks
+	filled   map[int]bool // key blocks that are not empty
+	problems []Problem
+}
+
+// Check tries the stages in their order on what a chip showed. The result can be
+// burned on that chip. Every reason against it is in the *CheckError.
+//
+// It refuses: another model; errors in the chip's error registers; a coding
+// scheme that the key does not fit; fields that would have to lose bits, or are
+// locked by WR_DIS already or by an earlier stage; a crypt counter with an even
+// number of bits; key blocks that are not free, XTS keys where the chip ignores
+// them, digests to be hidden; RD_DIS bits after RD_DIS is locked; and a fuse
+// that closes the loader anywhere but alone in the last stage.
+func (p Plan) Check(s *Snapshot) (CheckedPlan, error) {
+	if p.m.Name == "" || s == nil || s.m.Name != p.m.Name {
+		name := "nothing"
+		if s != nil {
+			name = s.m.Title
+		}
+		return CheckedPlan{}, &CheckError{[]Problem{{What: "chip", Reason: fmt.Sprintf("the plan is for %s, the snapshot of %s", p.m.Title, name)}}}
+	}
+	c := &checker{m: p.m, t: s.t, n: newNamer(s.t), filled: map[int]bool{}}
+	c.chip(s, p.stages)
+	cp := CheckedPlan{m: p.m, base: s, scheme: c.scheme}
+	for i, st := range cloneStages(p.stages) {
+		cp.stages = append(cp.stages, c.stage(st, i == len(p.stages)-1))
+	}
+	if len(c.problems) > 0 {
+		return CheckedPlan{}, &CheckError{c.problems}
+	}
+	cp.hash = cp.sum()
+	return cp, nil
+}
+
+func (c *checker) problem(stage, what, format string, args ...any) {
+	c.problems = append(c.problems, Problem{stage, what, fmt.Sprintf(format, args...)})
+}
+
+// chip takes the snapshot over as the first state. Damage is allowed in a key
+// block only whose burn is resumed: an interrupted burn leaves it.
+func (c *checker) chip(s *Snapshot, stages []Stage) {
+	for i, b := range c.n.blocks {
+		c.words = append(c.words, slices.Clone(s.blocks[i].words))
+		if b.Key && (s.blocks[i].key != nil || s.readProtected(b.RDDisAll)) {
+			c.filled[i] = true // hidden is not empty
+		}
+	}
+	id, err := s.Identity()
+	if err != nil {
+		c.problem("", "identity", "%v", err)
+	}
+	c.revision = id.Revision
+	if c.scheme, err = s.CodingScheme(); err != nil {
+		c.problem("", "CODING_SCHEME", "%v: the scheme of the key blocks cannot be known", err)
+	} else if c.scheme == SchemeRepeat {
+		c.problem("", "CODING_SCHEME", "the repeat scheme is not supported")
+	}
+	for _, e := range s.BlockErrors() {
+		if slices.ContainsFunc(stages, func(st Stage) bool {
+			return st.Key != nil && st.Key.Resume && c.index(st.Key.Block) == c.index(e.Block)
+		}) {
+			continue
+		}
+		c.problem("", e.Block, "the error registers show damage (%v)", e)
+	}
+}
+
+// get reads a field from the state.
+func (c *checker) get(f table.Field) (v uint64) {
+	for i, bit := range f.Bits() {
+		if c.words[f.Block][bit/32]>>(bit%32)&1 != 0 {
+			v |= 1 << i
+		}
+	}
+	return v
+}
+
+func (c *checker) mask(name string) uint64 {
+	f, _ := c.t.Field(name)
+	return c.get(f)
+}
+
+func (c *checker) hidden(rd []int) bool {
+	mask := c.mask("RD_DIS")
+	return slices.ContainsFunc(rd, func(bit int) bool { return mask>>bit&1 != 0 })
+}
+
+// stage checks one stage against the state and then applies it.
+func (c *checker) stage(st Stage, last bool) checkedStage {
+	cs := checkedStage{Stage: st}
+	for _, b := range c.n.blocks {
+		cs.want = append(cs.want, make([]uint32, b.Words))
+	}
+	if st.Name == "" {
+		c.problem("?", "name", "every stage needs one")
+	}
+	if st.Key != nil {
+		c.key(&cs)
+	}
+	given := map[string]uint32{}
+	for _, a := range st.Set {
+		if f, ok := c.t.Field(a.Field); ok {
+			if v, twice := given[f.Name]; twice && v != a.Value {
+				c.problem(st.Name, f.Name, "is given two values, %d and %d", v, a.Value)
+			}
+			given[f.Name] = a.Value
+		}
+		c.set(&cs, a, last)
+	}
+	for _, name := range st.WriteProtect {
+		c.writeProtect(&cs, name)
+	}
+	for _, name := range st.ReadProtect {
+		c.readProtect(&cs, name)
+	}
+	c.codedBlocks(&cs)
+	for i, want := range cs.want {
+		for w, v := range want {
+			if v != 0 {
+				c.words[i][w] |= v
+			}
+		}
+	}
+	if cs.key != nil {
+		c.filled[cs.key.block.Index] = true
+	}
+	slices.SortStableFunc(cs.bits, func(a, b Bit) int {
+		if d := c.index(a.Block) - c.index(b.Block); d != 0 {
+			return d
+		}
+		return 32*a.Word + a.Bit - 32*b.Word - b.Bit
+	})
+	return cs
+}
+
+// index of a block, -1 for none.
+func (c *checker) index(block string) int {
+	if b, ok := c.t.Block(block); ok {
+		return b.Index
+	}
+	return -1
+}
+
+// want adds a bit to a stage. The same bit may be wanted twice (two fields of one
+// WR_DIS group).
+func (c *checker) want(cs *checkedStage, block, bit int, note string) {
+	w, mask := bit/32, uint32(1)<<(bit%32)
+	if cs.want[block][w]&mask != 0 {
+		return
+	}
+	cs.want[block][w] |= mask
+	cs.bits = append(cs.bits, Bit{
+		Stage: cs.Name, BitRef: c.n.ref(block, bit), Note: note,
+		AlreadySet: c.words[block][w]&mask != 0,
+	})
+}
+
+// set checks one assignment.
+func (c *checker) set(cs *checkedStage, a chip.Assignment, last bool) {
+	bad := func(format string, args ...any) { c.problem(cs.Name, a.Field, format, args...) }
+	f, ok := c.t.Field(a.Field)
+	if !ok {
+		bad("is not in the eFuse table of %s", c.m.Title)
+		return
+	}
+	mask, _, dotted := strings.Cut(f.Name, ".")
+	switch {
+	case f.Name == "WR_DIS" || f.Name == "RD_DIS" || dotted && (mask == "WR_DIS" || mask == "RD_DIS"):
+		bad("protections are set by WriteProtect and ReadProtect")
+		return
+	case c.n.blocks[f.Block].Key:
+		bad("is a key block: keys are burned by Key")
+		return
+	case c.hidden(f.RDDisAll):
+		bad("is read-protected, so nobody knows its value")
+		return
+	case f.Len() < 32 && a.Value>>f.Len() != 0:
+		bad("value %d does not fit into %d bits", a.Value, f.Len())
+		return
+	}
+	now := c.get(f)
+	if lost := now &^ uint64(a.Value); lost != 0 {
+		bad("is %d and cannot become %d: fuses never lose bits", now, a.Value)
+		return
+	}
+	if counter := a.Field == c.m.EFuse.FlashCryptCount || f.Name == c.m.EFuse.FlashCryptCount || f.Name == "SOFT_DIS_JTAG"; counter &&
+		f.Len() > 1 && bits.OnesCount32(a.Value)%2 == 0 {
+		bad("is a counter that is on with an odd number of bits; %d would leave it off", a.Value)
+		return
+	}
+	c.purposeRules(cs, f, now, uint64(a.Value))
+	missing := uint64(a.Value) &^ now
+	if missing != 0 && c.locked(f.WRDis, f.Block) {
+		bad("is write-protected and lacks bits of %d", a.Value)
+	}
+	closing := a.Field == c.m.Lockdown.ReleaseFuse || a.Field == c.m.Lockdown.ClosedFuse ||
+		f.Name == c.m.Lockdown.ReleaseFuse || f.Name == c.m.Lockdown.ClosedFuse
+	if closing && missing != 0 {
+		cs.final = true
+		if !last || len(cs.Set) != 1 || cs.Key != nil || len(cs.WriteProtect)+len(cs.ReadProtect) != 0 {
+			bad("closes the loader: it stands alone, in the last stage")
+		}
+		if f.Name == c.m.Lockdown.ClosedFuse && c.revision < c.m.Lockdown.ClosedMinimum {
+			bad("silicon %v ignores it; %v is needed", c.revision, c.m.Lockdown.ClosedMinimum)
+		}
+	}
+	for i, bit := range f.Bits() {
+		if i < 32 && a.Value>>i&1 != 0 {
+			c.want(cs, f.Block, bit, f.Comment)
+		}
+	}
+}
+
+// purposeRules keeps a key's purpose from being changed, and XTS keys out of the
+// block where the chip ignores them.
+func (c *checker) purposeRules(cs *checkedStage, f table.Field, now, v uint64) {
+	for _, b := range c.n.blocks {
+		if pf, ok := purposeField(c.t, b); !b.Key || !ok || pf.Name != f.Name {
+			continue
+		}
+		p, ok := c.t.Purpose(purposeName(c.t, v))
+		switch {
+		case !ok:
+			c.problem(cs.Name, f.Name, "purpose %d is reserved", v)
+		case now != 0 && now != v:
+			c.problem(cs.Name, f.Name, "is %s already", purposeName(c.t, now))
+		case c.noXTS(b, p):
+			c.problem(cs.Name, f.Name, "%s cannot use %s for flash encryption", c.m.Title, b.Name)
+		}
+	}
+}
+
+// noXTS reports the quirk of ESP32-C3, S3, C6 and H2: KEY5 never works as an XTS
+// key (ESP-IDF SOC_EFUSE_BLOCK9_KEY_PURPOSE_QUIRK).
+func (c *checker) noXTS(b table.Block, p table.Purpose) bool {
+	return c.m.EFuse.NoXTSInLastKey && b.Name == fmt.Sprintf("KEY%d", c.m.EFuse.KeyBlocks-1) && strings.HasPrefix(p.Name, "XTS_")
+}
+
+// locked says whether a bit of WR_DIS, or that of the whole block, is set.
+func (c *checker) locked(wr, block int) bool {
+	mask := c.mask("WR_DIS")
+	if own := c.n.blocks[block].WRDis; own != table.None && mask>>own&1 != 0 {
+		return true
+	}
+	return wr != table.None && mask>>wr&1 != 0
+}
+
+func (c *checker) writeProtect(cs *checkedStage, name string) {
+	wr := table.None
+	f, isField := c.t.Field(name)
+	b, isBlock := c.t.Block(name)
+	switch {
+	case isField:
+		wr = f.WRDis
+	case isBlock:
+		wr = b.WRDis
+	}
+	m, _ := c.t.Field("WR_DIS")
+	switch {
+	case !isField && !isBlock:
+		c.problem(cs.Name, name, "is not in the eFuse table of %s", c.m.Title)
+		return
+	case wr == table.None:
+		c.problem(cs.Name, name, "has no write protection")
+		return
+	case cs.Key != nil && c.guards(wr, cs.Key.Block):
+		c.problem(cs.Name, name, "is protected in a later stage, after the key was read back")
+		return
+	case c.locked(m.WRDis, m.Block) && c.mask("WR_DIS")>>wr&1 == 0:
+		c.problem(cs.Name, name, "WR_DIS itself is write-protected")
+		return
+	}
+	c.want(cs, m.Block, m.Bits()[wr], "locks for good: "+strings.Join(c.group(wr), ", "))
+}
+
+// guards says whether a bit of WR_DIS locks a key block or its purpose.
+func (c *checker) guards(wr int, block string) bool {
+	b, ok := c.t.Block(block)
+	pf, hasPurpose := purposeField(c.t, b)
+	return ok && (b.WRDis == wr || hasPurpose && pf.WRDis == wr)
+}
+
+// group lists what a bit of WR_DIS locks.
+func (c *checker) group(wr int) []string {
+	var out []string
+	for _, b := range c.n.blocks {
+		if b.WRDis == wr {
+			out = append(out, b.Name)
+		}
+	}
+	for _, f := range c.t.Fields() {
+		if f.WRDis == wr && f.Block == 0 {
+			out = append(out, f.Name)
+		}
+	}
+	return out
+}
+
+func (c *checker) readProtect(cs *checkedStage, name string) {
+	bad := func(format string, args ...any) { c.problem(cs.Name, name, format, args...) }
+	b, ok := c.t.Block(name)
+	if !ok || len(b.RDDisAll) == 0 {
+		bad("is no block that can be hidden")
+		return
+	}
+	m, _ := c.t.Field("RD_DIS")
+	already := true
+	for _, bit := range b.RDDisAll {
+		already = already && c.mask("RD_DIS")>>bit&1 != 0
+	}
+	if !already {
+		switch p, known := c.purposeOf(b); {
+		case cs.Key != nil && c.index(cs.Key.Block) == b.Index:
+			bad("a key is hidden in a later stage, after it was read back")
+			return
+		case c.locked(m.WRDis, m.Block):
+			bad("RD_DIS is write-protected: nothing can be hidden any more")
+			return
+		case b.Key && !c.filled[b.Index]:
+			bad("is empty: hidden, it would pass for a key")
+			return
+		case known && p.Reading == table.ReadNever:
+			bad("holds %s, which the chip must be able to read", p.Name)
+			return
+		}
+	}
+	for _, bit := range b.RDDisAll {
+		c.want(cs, m.Block, m.Bits()[bit], "hides for good: "+b.Name)
+	}
+}
+
+// purposeOf is what a key block is for in the present state.
+func (c *checker) purposeOf(b table.Block) (table.Purpose, bool) {
+	if f, ok := purposeField(c.t, b); ok {
+		return c.t.Purpose(purposeName(c.t, c.get(f)))
+	}
+	return blockPurpose(c.t, b)
+}
+
+// key checks a key burn and adds the purpose's bits.
+func (c *checker) key(cs *checkedStage) {
+	k := cs.Key
+	bad := func(format string, args ...any) { c.problem(cs.Name, k.Block, format, args...) }
+	b, ok := c.t.Block(k.Block)
+	if !ok || !b.Key {
+		bad("is no key block of %s", c.m.Title)
+		return
+	}
+	pf, hasPurpose := purposeField(c.t, b)
+	var p table.Purpose
+	if hasPurpose {
+		p, ok = c.t.Purpose(k.Purpose)
+	} else {
+		p, ok = blockPurpose(c.t, b)
+		ok = ok && (k.Purpose == "" || k.Purpose == p.Name)
+	}
+	if !ok {
+		bad("%q is no purpose for it", k.Purpose)
+		return
+	}
+	ck := &checkedKey{block: b, purpose: p, bytes: p.Bytes, resume: k.Resume}
+	if c.scheme == Scheme34 {
+		if p.Reading == table.ReadNever {
+			bad("%s does not fit the 3/4 coding scheme", p.Name)
+		}
+		ck.bytes = coding.DataLen34
+	}
+	switch {
+	case c.hidden(b.RDDisAll):
+		bad("is read-protected, so it is in use")
+	case c.locked(b.WRDis, b.Index):
+		bad("is write-protected")
+	case c.filled[b.Index] && !k.Resume:
+		bad("is not empty")
+	}
+	if hasPurpose {
+		now := c.get(pf)
+		if now != 0 && !k.Resume {
+			bad("is in use as %s", purposeName(c.t, now))
+		}
+		c.purposeRules(cs, pf, now, uint64(p.Value))
+		if now != uint64(p.Value) && c.locked(pf.WRDis, pf.Block) {
+			bad("its purpose is write-protected")
+		} else if now == 0 && !k.Resume && c.locked(pf.WRDis, pf.Block) {
+			bad("its purpose is locked as USER: the block is in use")
+		}
+		for i, bit := range pf.Bits() {
+			if p.Value>>i&1 != 0 {
+				c.want(cs, pf.Block, bit, fmt.Sprintf("%s is %s for good", b.Name, p.Name))
+			}
+		}
+	}
+	cs.key = ck
+	note := fmt.Sprintf("%d key bytes, in order", ck.bytes)
+	if p.Reversed {
+		note = fmt.Sprintf("%d key bytes, last byte first", ck.bytes)
+	}
+	cs.bits = append(cs.bits, Bit{Stage: cs.Name, BitRef: BitRef{Block: b.Name, Bit: -1, Field: b.Name}, Note: note})
+}
+
+// codedBlocks refuses fields in blocks that a coding scheme allows to be burned
+// once only and that hold something already.
+func (c *checker) codedBlocks(cs *checkedStage) {
+	for i := 1; i < len(cs.want); i++ {
+		if !slices.ContainsFunc(cs.want[i], func(v uint32) bool { return v != 0 }) || covers(c.words[i], cs.want[i]) {
+			continue
+		}
+		switch name := c.n.blocks[i].Name; {
+		case c.scheme == Scheme34:
+			c.problem(cs.Name, name, "fields of a 3/4-coded block are not supported")
+		case c.scheme == SchemeRS && slices.ContainsFunc(c.words[i], func(v uint32) bool { return v != 0 }):
+			c.problem(cs.Name, name, "is not empty, and its coding allows one burn only")
+		}
+	}
+}
+
+// covers reports that every wanted bit is present.
+func covers(have, want []uint32) bool {
+	for i, w := range want {
+		if w&^have[i] != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Hash names the plan. It covers the kind of chip, the hash of its eFuse table,
+// the coding scheme, and for each stage its name, the key blocks with purpose and
+// length, and every bit that is to be set afterwards, in order.
+//
+// Of the snapshot only the coding scheme goes in: it decides the key's length.
+// So the same recipe gives the same hash on every virgin chip of a kind, whatever
+// its MAC, calibration and factory-set fuses. What was set before is in Bits and
+// in the snapshot that the journal keeps beside the hash. Key bytes do not go in.
+func (p CheckedPlan) Hash() [sha256.Size]byte { return p.hash }
+
+func (p CheckedPlan) sum() (out [sha256.Size]byte) {
+	h := sha256.New()
+	text := func(s string) {
+		number(h, len(s))
+		h.Write([]byte(s))
+	}
+	text("provisiond eFuse plan v1")
+	text(p.m.Name)
+	th := p.base.t.Hash()
+	h.Write(th[:])
+	text(p.scheme.String())
+	number(h, len(p.stages))
+	for _, st := range p.stages {
+		text(st.Name)
+		if st.key == nil {
+			text("")
+		} else {
+			text(st.key.block.Name)
+			text(st.key.purpose.Name)
+			number(h, st.key.bytes)
+			number(h, map[bool]int{false: 0, true: 1}[st.key.resume])
+		}
+		for i, want := range st.want {
+			for w, v := range want {
+				if v != 0 {
+					number(h, i<<16|w)
+					number(h, int(v))
+				}
+			}
+		}
+		number(h, -1)
+	}
+	h.Sum(out[:0])
+	return out
+}
+
+func number(h hash.Hash, n int) {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], uint64(n)) //nolint:gosec // a two's complement of -1 is as good a mark as any
+	h.Write(b[:])
+}
+
+// Bit is a line of the plan as it is shown before anything is burned.
+type Bit struct {
+	Stage string `json:"stage"`
+	BitRef
+	AlreadySet bool   `json:"already_set,omitempty"` // nothing to do
+	Note       string `json:"note"`                  // what it does, for good
+}
+
+// Bits lists every bit, stage by stage. A key is one line with Bit -1.
+func (p CheckedPlan) Bits() []Bit {
+	var out []Bit
+	for _, st := range p.stages {
+		out = append(out, st.bits...)
+	}
+	return out
+}
+
+// Stages gives the stages as they were planned.
+func (p CheckedPlan) Stages() []Stage {
+	out := make([]Stage, len(p.stages))
+	for i, st := range p.stages {
+		out[i] = st.Stage
+	}
+	return cloneStages(out)
+}
+
+// Chip is the name of the chip's model, "" for a plan that was not checked.
+func (p CheckedPlan) Chip() string { return p.m.Name }
+
+// KeyLen is how many key bytes Burn wants for a stage, 0 for none.
+func (p CheckedPlan) KeyLen(stage int) int {
+	if stage < 0 || stage >= len(p.stages) || p.stages[stage].key == nil {
+		return 0
+	}
+	return p.stages[stage].key.bytes
+}
+
+// Final reports that a stage closes the loader: after it the chip may answer no more.
+func (p CheckedPlan) Final(stage int) bool {
+	return stage >= 0 && stage < len(p.stages) && p.stages[stage].final
+}
+
+// MarshalJSON writes the plan with its hashes and bits.
+func (p CheckedPlan) MarshalJSON() ([]byte, error) {
+	if p.base == nil {
+		return []byte("null"), nil
+	}
+	type key struct {
+		Block   string `json:"block"`
+		Purpose string `json:"purpose"`
+		Bytes   int    `json:"bytes"`
+		Resume  bool   `json:"resume,omitempty"`
+	}
+	type stage struct {
+		Name  string `json:"name"`
+		Final bool   `json:"final,omitempty"`
+		Key   *key   `json:"key,omitempty"`
+		Bits  []Bit  `json:"bits"`
+	}
+	th := p.base.t.Hash()
+	out := struct {
+		Chip        string  `json:"chip"`
+		PlanSHA256  string  `json:"plan_sha256"`
+		TableSHA256 string  `json:"table_sha256"`
+		TableSource string  `json:"table_source"`
+		Scheme      Scheme  `json:"coding_scheme"`
+		Stages      []stage `json:"stages"`
+	}{Chip: p.m.Name, PlanSHA256: hex.EncodeToString(p.hash[:]), TableSHA256: hex.EncodeToString(th[:]), TableSource: p.base.t.Source().String(), Scheme: p.scheme, Stages: []stage{}}
+	for _, st := range p.stages {
+		s := stage{Name: st.Name, Final: st.final, Bits: append([]Bit{}, st.bits...)}
+		if st.key != nil {
+			s.Key = &key{st.key.block.Name, st.key.purpose.Name, st.key.bytes, st.key.resume}
+		}
+		out.Stages = append(out.Stages, s)
+	}
+	return json.Marshal(out)
+}
