@@ -20,6 +20,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // The errors of this package, for errors.Is.
@@ -27,6 +28,7 @@ var (
 	ErrMissing = errors.New("there is no such file")
 	ErrExists  = errors.New("the file exists already")
 	ErrLocked  = errors.New("the file is in use by another process")
+	ErrClosed  = berrors.ErrDatabaseNotOpen
 	ErrMode    = errors.New("the file can be read or written by other users: chmod 600 it")
 )
 

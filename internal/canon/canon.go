@@ -525,3 +525,58 @@ func (r *Reader) escape(field string) {
 }
 
 func unhex(c byte) byte { return byte(bytes.IndexByte([]byte(hexDigits), c)) }
+
+// Leaf is a value that Walk shows: a string, or an array whose members are all
+// integers from 0 to 255 (encoding/json writes a [32]byte so).
+type Leaf struct {
+	Name  string // of the nearest member
+	Text  string
+	Array bool
+	Bytes int // members of the array
+}
+
+// Walk shows every string and every array of byte values in a canonical object.
+func Walk(object []byte, show func(Leaf)) error {
+	r := NewReader(object)
+	r.walk("", show)
+	if r.err != nil {
+		return r.err
+	}
+	return nil
+}
+
+func (r *Reader) walk(name string, show func(Leaf)) {
+	switch r.peek() {
+	case '"':
+		show(Leaf{Name: name, Text: r.String(name)})
+	case '{':
+		r.pos++
+		for r.err == nil && r.peek() != '}' {
+			if r.peek() == ',' {
+				r.pos++
+			}
+			member := r.String("member name")
+			r.lit(member, ':')
+			r.walk(member, show)
+		}
+		r.lit(name, '}')
+	case '[':
+		r.pos++
+		count, bytesOnly := 0, true
+		for ; r.err == nil && r.peek() != ']'; count++ {
+			if r.peek() == ',' {
+				r.pos++
+			}
+			start := r.pos
+			r.walk(name, show)
+			n, err := strconv.Atoi(string(r.b[start:min(r.pos, start+4)]))
+			bytesOnly = bytesOnly && err == nil && n >= 0 && n <= 255
+		}
+		r.lit(name, ']')
+		if bytesOnly && r.err == nil {
+			show(Leaf{Name: name, Array: true, Bytes: count})
+		}
+	default:
+		r.skip(name, 1)
+	}
+}

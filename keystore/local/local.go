@@ -247,7 +247,7 @@ func (s *Store) update(ctx context.Context, fn func(*bolt.Tx) error) error {
 	if err == nil || refused != nil {
 		return err
 	}
-	if errors.Is(err, bolt.ErrDatabaseNotOpen) {
+	if errors.Is(err, boltfile.ErrClosed) {
 		return s.outcome(err)
 	}
 	s.failed.Store(&err)
@@ -261,7 +261,7 @@ func (s *Store) update(ctx context.Context, fn func(*bolt.Tx) error) error {
 func (s *Store) outcome(err error) error {
 	var damaged *boltfile.DamagedError
 	switch {
-	case errors.Is(err, bolt.ErrDatabaseNotOpen):
+	case errors.Is(err, boltfile.ErrClosed):
 		return fmt.Errorf("%w: %s is closed", keystore.ErrUnavailable, s.path)
 	case errors.As(err, &damaged):
 		return explain(s.path, err)
