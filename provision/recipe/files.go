@@ -155,6 +155,10 @@ func readLimited(o opener, name string, limit int64) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, errors.New("is not a regular file")
 	}
+	tooLarge := fmt.Errorf("is too large: %d bytes are left of what a recipe may load", limit)
+	if info.Size() > limit {
+		return nil, tooLarge
+	}
 	f, err := o.Open(name)
 	if err != nil {
 		return nil, errors.New(plain(err))
@@ -165,7 +169,7 @@ func readLimited(o opener, name string, limit int64) ([]byte, error) {
 		return nil, errors.New(plain(err))
 	}
 	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("is too large: %d bytes are left of what a recipe may load", limit)
+		return nil, tooLarge // it has grown since Stat
 	}
 	return b, nil
 }
