@@ -550,17 +550,21 @@ func TestConcurrentUse(t *testing.T) {
 	}
 }
 
-// TestNoAllocation: XTS allocates nothing per call, whole units or not.
+// TestNoAllocation: nothing is allocated per call, whole units or not. The ESP32
+// scheme over crypto/aes is the exception: it needs a key schedule per unit.
 func TestNoAllocation(t *testing.T) {
-	for _, n := range []int{32, 64} {
+	for _, s := range schemes {
 		for name, asm := range engines() {
-			c := newCipher(t, chip.SchemeXTS128, noise(n, 13), 0, asm)
+			if s.scheme == chip.SchemeESP32 && !asm {
+				continue
+			}
+			c := newCipher(t, s.scheme, noise(s.key, 13), 0xF, asm)
 			buf := make([]byte, 4096-32)
 			if got := testing.AllocsPerRun(100, func() {
 				_ = c.Encrypt(buf, buf, 0x10010)
 				_ = c.Decrypt(buf, buf, 0x10010)
 			}); got != 0 {
-				t.Errorf("%s, %d-byte key: %v allocations", name, n, got)
+				t.Errorf("%s, %s: %v allocations", s.scheme, name, got)
 			}
 		}
 	}

@@ -112,24 +112,19 @@ func (k *xtsKeys) cryptAsm(dst, src []byte, addr uint32, decrypt bool) {
 
 // cryptGeneric is the implementation over crypto/aes. It allocates nothing: an
 // interface call would move a buffer of its own to the heap, so it works in dst.
+// Each step goes through the whole unit: a block call that reads two halves as
+// they are being stored would wait for them.
 func (k *xtsKeys) cryptGeneric(dst, src []byte, addr uint32, decrypt bool) {
 	le, be := binary.LittleEndian, binary.BigEndian
-	crypt := k.data.Encrypt
-	if decrypt {
-		crypt = k.data.Decrypt
-	}
 	for len(src) > 0 {
 		off := int(addr % xtsUnit)
 		n := min(xtsUnit-off, len(src))
 		d, s := dst[:n], src[:n]
 
-		// Blocks are taken from the highest address down, in the order of XTS.
-		// The last block is read first, because d, which may be s, holds the
-		// tweak for a moment. Loading big-endian from the other half reverses a
-		// block for nothing.
-		p := n - BlockSize
-		lo, hi := be.Uint64(s[p+8:]), be.Uint64(s[p:])
-		t := d[p : p+BlockSize : p+BlockSize]
+		// The tweak takes the place of the last block for a moment; d may be s.
+		last := n - BlockSize
+		lo, hi := be.Uint64(s[last+8:]), be.Uint64(s[last:])
+		t := d[last:n:n]
 		clear(t)
 		le.PutUint32(t, addr-uint32(off))
 		k.tweak.Encrypt(t, t)
@@ -137,19 +132,34 @@ func (k *xtsKeys) cryptGeneric(dst, src []byte, addr uint32, decrypt bool) {
 		for range (xtsUnit - off - n) / BlockSize {
 			tlo, thi = mulAlpha(tlo, thi)
 		}
-		for {
-			b := d[p : p+BlockSize : p+BlockSize]
-			le.PutUint64(b, lo^tlo)
-			le.PutUint64(b[8:], hi^thi)
-			crypt(b, b)
-			lo, hi = le.Uint64(b)^tlo, le.Uint64(b[8:])^thi
-			be.PutUint64(b[8:], lo)
-			be.PutUint64(b, hi)
+
+		// From the last block to the first, as XTS counts here. Loading one half
+		// big-endian in the place of the other reverses a block.
+		var tweaks [xtsUnit / BlockSize][2]uint64
+		for p := last; ; {
+			tweaks[p/BlockSize] = [2]uint64{tlo, thi}
+			le.PutUint64(d[p:], lo^tlo)
+			le.PutUint64(d[p+8:], hi^thi)
 			if p -= BlockSize; p < 0 {
 				break
 			}
 			tlo, thi = mulAlpha(tlo, thi)
 			lo, hi = be.Uint64(s[p+8:]), be.Uint64(s[p:])
+		}
+		if decrypt {
+			for b := d; len(b) > 0; b = b[BlockSize:] {
+				k.data.Decrypt(b[:BlockSize], b[:BlockSize])
+			}
+		} else {
+			for b := d; len(b) > 0; b = b[BlockSize:] {
+				k.data.Encrypt(b[:BlockSize], b[:BlockSize])
+			}
+		}
+		for p := 0; p < n; p += BlockSize {
+			b, tw := d[p:p+BlockSize:p+BlockSize], &tweaks[p/BlockSize]
+			lo, hi := le.Uint64(b)^tw[0], le.Uint64(b[8:])^tw[1]
+			be.PutUint64(b[8:], lo)
+			be.PutUint64(b, hi)
 		}
 		dst, src, addr = dst[n:], src[n:], addr+uint32(n)
 	}
