@@ -20,7 +20,8 @@ const (
 // 16-byte block reversed before and after, under a key that is XORed with bits
 // of the address of its 32-byte unit. Encryption uses the AES decrypt operation.
 //
-// Address bits above 23 do not tweak: the chip maps 16 MB.
+// Address bits above 23 do not tweak: the chip maps 16 MB. Make one with
+// NewESP32.
 type ESP32 struct {
 	keys func() *esp32Keys
 }

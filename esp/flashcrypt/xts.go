@@ -11,7 +11,8 @@ import (
 // xtsUnit is the data unit of XTS flash encryption: the tweak is its address.
 const xtsUnit = 128
 
-// XTS is XTS-AES flash encryption: ESP32-S2, S3, C2, C3, C6, H2 and later.
+// XTS is XTS-AES flash encryption: ESP32-S2, S3, C2, C3, C6, H2 and later. Make
+// one with NewXTS or NewXTSDerived.
 //
 // A 128-byte unit of flash is reversed as a whole, encrypted with standard
 // XTS-AES under its address as the tweak, and reversed again. So the first block

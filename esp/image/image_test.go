@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/flashcrypt"
 	"github.com/provisiond/provisiond/esp/image"
 )
 
@@ -124,7 +125,7 @@ func TestChecksum(t *testing.T) {
 		t.Errorf("empty payload: 0x%02x", got)
 	}
 	b := []byte{1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 3}
-	if got := image.Checksum(b); got != 0xEF^0xFF^0 {
+	if got := image.Checksum(b); got != 0x10 {
 		t.Errorf("0x%02x", got)
 	}
 }
@@ -392,6 +393,30 @@ func TestLooksEncrypted(t *testing.T) {
 	} {
 		if got := image.LooksEncrypted(c.b); got != c.want {
 			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+// TestCiphertextLooksEncrypted encrypts what a factory encrypts.
+func TestCiphertextLooksEncrypted(t *testing.T) {
+	for scheme, key := range map[chip.Scheme]int{chip.SchemeESP32: 32, chip.SchemeXTS128: 32, chip.SchemeXTS256: 64} {
+		c, err := flashcrypt.New(scheme, bytesOf(key, 8), 0xF)
+		if err != nil {
+			t.Fatal(err)
+		}
+		app := build(t, appESP32())
+		for name, b := range map[string][]byte{
+			"app": padTo(app, (len(app)+31)&^31), "erased sector": bytes.Repeat([]byte{0xFF}, 4096), "zeros": make([]byte, 512),
+		} {
+			if err := c.Encrypt(b, b, 0x10000); err != nil {
+				t.Fatal(err)
+			}
+			if !image.LooksEncrypted(b) {
+				t.Errorf("%s, %s: not recognised", scheme, name)
+			}
+			if _, err := image.Parse(b); err == nil {
+				t.Errorf("%s, %s: ciphertext parses", scheme, name)
+			}
 		}
 	}
 }
