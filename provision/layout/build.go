@@ -171,7 +171,7 @@ func (b *builder) keeps() recipe.Errors {
 		case partition.Encrypted(e):
 			bad(fmt.Sprintf("%q is read through decryption, so what stands there now would read as noise", label),
 				"remove it from the list, or remove its flag encrypted in partitions.csv")
-		case slices.ContainsFunc(b.files, func(f recipe.File) bool { return f.Offset == e.Offset }):
+		case b.has(e.Offset):
 			bad(fmt.Sprintf("the build writes a file to %q", label), "remove it from the list or from the build")
 		}
 	}
@@ -329,8 +329,10 @@ func (b *builder) otadata(f recipe.File, region Region) {
 		return
 	}
 	if slot, ok := d.Slot(b.l.Table.OTASlots()); ok {
-		e, found := b.slot(slot)
-		if !found || !slices.ContainsFunc(b.files, func(f recipe.File) bool { return f.Offset == e.Offset }) {
+		selected := func(e partition.Entry) bool {
+			return e.Is(partition.TypeApp, partition.AppOTA0+partition.Subtype(slot)) && b.has(e.Offset)
+		}
+		if !slices.ContainsFunc(b.l.Table.Entries, selected) {
 			b.refuse(f, "use the build's ota_data_initial.bin, or add the slot's image", "the OTA data selects slot %d, and no image is written there", slot)
 			return
 		}
@@ -339,21 +341,14 @@ func (b *builder) otadata(f recipe.File, region Region) {
 	b.add(f, region, partition.OTADataSize)
 }
 
-func (b *builder) slot(n int) (partition.Entry, bool) {
-	for _, e := range b.l.Table.Entries {
-		if e.Is(partition.TypeApp, partition.AppOTA0+partition.Subtype(n)) {
-			return e, true
-		}
-	}
-	return partition.Entry{}, false
+// has reports whether a file goes to the offset.
+func (b *builder) has(offset uint32) bool {
+	return slices.ContainsFunc(b.files, func(f recipe.File) bool { return f.Offset == offset })
 }
 
 // missing refuses a layout that cannot boot.
 func (b *builder) missing() {
-	has := func(offset uint32) bool {
-		return slices.ContainsFunc(b.files, func(f recipe.File) bool { return f.Offset == offset })
-	}
-	if !has(b.m.BootloaderOffset) {
+	if !b.has(b.m.BootloaderOffset) {
 		b.refuse(recipe.File{}, "add the build's bootloader (a Secure Boot build leaves it out of flasher_args.json, and is not supported yet)",
 			"there is no bootloader at 0x%x, where the ROM of %s reads it", b.m.BootloaderOffset, b.m.Title)
 	}
@@ -361,7 +356,7 @@ func (b *builder) missing() {
 		return e.Type == partition.TypeApp && (e.Subtype == partition.AppFactory || e.Subtype >= partition.AppOTA0 && e.Subtype <= partition.AppOTA15)
 	}
 	for _, e := range b.l.Table.Entries {
-		if bootable(e) && has(e.Offset) {
+		if bootable(e) && b.has(e.Offset) {
 			return
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/flashcrypt"
 	"github.com/provisiond/provisiond/esp/image"
 	"github.com/provisiond/provisiond/esp/partition"
 	"github.com/provisiond/provisiond/provision/recipe"
@@ -282,12 +283,42 @@ func TestEncrypt(t *testing.T) {
 			t.Errorf("%s: wrong sums", c.Name)
 		}
 	}
-	const noise = "layout: encrypt bootloader at 0x0: "
-	if _, err := l.Encrypt(xor{"no key"}); err == nil || err.Error() != noise+"no key" {
+	const where = "layout: encrypt bootloader at 0x0: "
+	if _, err := l.Encrypt(xor{"no key"}); err == nil || err.Error() != where+"no key" {
 		t.Errorf("an error of the cipher: %v", err)
 	}
-	if _, err := l.Encrypt(noCipher{}); err == nil || err.Error() != noise+"the ciphertext equals the plaintext" {
+	if _, err := l.Encrypt(noCipher{}); err == nil || err.Error() != where+"the ciphertext equals the plaintext" {
 		t.Errorf("a cipher that does nothing: %v", err)
+	}
+}
+
+// The real ciphers take every region as it is and give it back.
+func TestEncryptReal(t *testing.T) {
+	for _, name := range []string{"esp32", "esp32c3"} {
+		m := model(t, name)
+		l, err := Build(m, recipeFor(t, name), product(t, m))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := flashcrypt.New(m.Scheme, noise(32), 0xF)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := l.Encrypt(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range got {
+			plain := slices.Clone(r.Data)
+			if r.Encrypt {
+				if err := c.Decrypt(plain, r.Data, r.Offset); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !bytes.Equal(plain, r.Plain) {
+				t.Errorf("%s: %s does not come back", name, r.Name)
+			}
+		}
 	}
 }
 
@@ -600,6 +631,9 @@ func TestRefuse(t *testing.T) {
 				if r.NextStep == "" {
 					t.Errorf("%v: no next step", r)
 				}
+			}
+			if n := strings.Count(err.Error(), "\n"); n != len(list)-1 {
+				t.Errorf("%d refusals make %d line breaks", len(list), n)
 			}
 			var one *Refusal
 			if !errors.As(err, &one) || one != list[0] {

@@ -93,6 +93,11 @@ func TestParseGood(t *testing.T) {
 			if diff := cmp.Diff(&tc.want, got, exported); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
+			for _, k := range tc.want.Keep {
+				if !got.Keeps(k) || got.Keeps(k+"x") {
+					t.Errorf("Keeps(%q) is wrong", k)
+				}
+			}
 			if got.Model().Name != got.Chip || got.File() != "dir/r.yaml" {
 				t.Errorf("model %q, file %q", got.Model().Name, got.File())
 			}
@@ -265,6 +270,11 @@ func TestParseBad(t *testing.T) {
 			"6: flash_size: 4194304 is a number; write the size of the board's flash, for example flash_size: 4MB",
 		}},
 		{"more flash than the chip has", set("flash_size: 32MB"), []string{"6: flash_size: 32MB is more than ESP32-C3 can address; write 16MB or less"}},
+		{"a value longer than a line", set("profile: " + strings.Repeat("a", 59) + "éé"), []string{
+			"7: profile: \"" + strings.Repeat("a", 59) + "…\" is not a profile; write profile: followed by one of development, hybrid, release, closed",
+		}},
+		{"keep tagged", set("keep: !!seq [a]"), []string{"9: an explicit tag: !!seq; remove it"}},
+		{"a profile of nothing", set("profile: ~"), []string{"7: profile: is empty, not text; write profile: followed by one of development, hybrid, release, closed"}},
 		{"unknown profile", set("profile: open"), []string{`7: profile: "open" is not a profile; write profile: followed by one of development, hybrid, release, closed`}},
 		{"boolean profile", set("profile: true"), []string{`7: profile: true is a boolean; write profile: followed by one of development, hybrid, release, closed`}},
 
