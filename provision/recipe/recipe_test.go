@@ -509,6 +509,31 @@ func TestExamples(t *testing.T) {
 	}
 }
 
+// docs/recipe.md describes every field, and its example and hash are right.
+func TestDocument(t *testing.T) {
+	b, err := os.ReadFile("../../docs/recipe.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	if !strings.Contains(text, "```yaml\n"+good+"```\n") {
+		t.Error("the example is not the one that the tests parse")
+	}
+	if h := parse(t, good).Hash(); !strings.Contains(text, hex.EncodeToString(h[:])) {
+		t.Errorf("the example's hash %x is not there", h)
+	}
+	for _, k := range slices.Concat(recipeKeys, []string{"boot_check.expect", "boot_check.timeout"}) {
+		if !strings.Contains(text, "\n| `"+k+"` |") {
+			t.Errorf("%s has no row", k)
+		}
+	}
+	for _, p := range profiles {
+		if !strings.Contains(text, "`"+string(p)+"`") {
+			t.Errorf("profile %s is not described", p)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(good))
 	f.Add([]byte(listed))
