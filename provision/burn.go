@@ -1,0 +1,323 @@
+package provision
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"strings"
+
+	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/esp/rom"
+	"github.com/provisiond/provisiond/internal/secret"
+	"github.com/provisiond/provisiond/keystore"
+)
+
+// burn runs the next stage of the plan.
+func (u *unit) burn(ctx context.Context) error {
+	stage := u.todo[0]
+	isKey := stage.Key != nil
+	intent := map[string]any{"plan_sha256": Hash(u.plan.Hash())}
+	if isKey {
+		intent["key_fingerprint"], intent["block"] = u.fp.String(), stage.Key.Block
+	}
+	return u.oneWay(ctx, stage.Name, intent, func(ctx context.Context) (observed, error) {
+		if isKey {
+			// The store must know before the chip can: a second key is now impossible.
+			if err := u.keyState(ctx, keystore.MayBeInSilicon, "burn begins"); err != nil {
+				return nil, err
+			}
+		}
+		u.burning = true
+		saw, err := u.burnUntilKnown(ctx)
+		if err == nil && isKey {
+			err = u.keyState(ctx, keystore.InSilicon, "read back")
+		}
+		return saw, err
+	})
+}
+
+// burnUntilKnown burns a stage. When the outcome is unknown it looks at the chip
+// and plans anew for what is seen to be missing, a few times at most.
+func (u *unit) burnUntilKnown(ctx context.Context) (observed, error) {
+	name := u.todo[0].Name
+	var failures []string
+	for {
+		rep, err := u.burnOnce(ctx)
+		saw := observed{"report": rep, "failures": failures}
+		if err == nil {
+			u.see(rep.After)
+			return saw, nil
+		}
+		var (
+			unknown *efuse.IndeterminateError
+			wrong   *efuse.BurnError
+			extra   *efuse.UnexpectedBitsError
+		)
+		if !errors.As(err, &unknown) {
+			if errors.As(err, &wrong) || errors.As(err, &extra) {
+				return saw, quarantine("set the board aside for an engineer", "%s: %v", name, err)
+			}
+			if len(failures) == 0 {
+				return saw, err // nothing was sent that burns
+			}
+		}
+		failures = append(failures, err.Error())
+		if len(failures) == burnTries {
+			return saw, quarantine("set the board aside for an engineer", "%s was not complete after %d tries: %v", name, burnTries, err)
+		}
+		done, err := u.lookAfter(ctx)
+		if err != nil || done {
+			return observed{"failures": failures, "efuse": u.now.Words()}, err
+		}
+	}
+}
+
+func (u *unit) see(s *efuse.Snapshot) {
+	u.now = s
+	u.res.EFuseAfter = s.Words()
+}
+
+func (u *unit) burnOnce(ctx context.Context) (*efuse.Report, error) {
+	if u.todo[0].Key == nil {
+		return efuse.Burn(ctx, u.client, u.model, u.plan, u.at(), nil)
+	}
+	var rep *efuse.Report
+	err := u.key.Use(func(b []byte) error {
+		holder := secret.New(bytes.Clone(b))
+		defer holder.Wipe()
+		var err error
+		rep, err = efuse.Burn(ctx, u.client, u.model, u.plan, u.at(), holder)
+		return err
+	})
+	return rep, err
+}
+
+// lookAfter resolves an unknown outcome by reading. It reports whether the stage
+// is in the chip; if it is not, or only a part of it, the plan is made anew from
+// what the chip shows.
+func (u *unit) lookAfter(ctx context.Context) (bool, error) {
+	stage := u.todo[0]
+	if err := u.prepareBurn(ctx); err != nil {
+		var f *Failure
+		if errors.As(err, &f) && f.Cause == CauseQuarantined {
+			return false, err
+		}
+		return false, stationError(err, "mend the line and start the same job again: it looks at the chip first",
+			"the outcome of %s is unknown and the chip cannot be looked at", stage.Name)
+	}
+	want := u.plan.Expected(u.at())
+	if stage.Key != nil {
+		want = want.WithKey(stage.Key.Block, efuse.Fingerprint(u.fp))
+	}
+	err := want.Verify(u.now)
+	var differs *efuse.UnexpectedBitsError
+	switch {
+	case err == nil:
+		return true, nil
+	case !errors.As(err, &differs):
+		return false, err
+	case len(differs.Outside) > 0:
+		return false, quarantine("set the board aside for an engineer", "after %s: %v", stage.Name, err)
+	}
+	if stage.Key != nil {
+		// Only the same key may go into a block that holds a part of it; Burn
+		// makes sure of that.
+		key := *stage.Key
+		key.Resume = true
+		u.todo[0].Key = &key
+	}
+	if perr := u.setPlan(u.todo); perr != nil {
+		return false, quarantine("set the board aside for an engineer", "%s is incomplete and cannot be completed: %v", stage.Name, perr)
+	}
+	return false, nil
+}
+
+// bootAndInspect lets the product boot once from what was written, reads its
+// text, and reads all fuses again: a bootloader may burn fuses of its own.
+func (u *unit) bootAndInspect(ctx context.Context) error {
+	if !u.job.Recipe.BootCheck.Enabled() {
+		return nil
+	}
+	if err := u.bootCheck(ctx, stepBoot); err != nil {
+		return err
+	}
+	if err := u.prepareBurn(ctx); err != nil {
+		return err
+	}
+	if err := u.plan.Expected(u.at() - 1).Verify(u.now); err != nil {
+		return quarantine("set the board aside for an engineer", "after the first boot the eFuses are not as planned: %v", err)
+	}
+	return nil
+}
+
+// bootLoops is how many banners of the ROM mean that the chip does not get on.
+const bootLoops = 4
+
+// bootCheck resets the board and waits for the product's text. Only what comes
+// after that reset's ROM banner counts.
+func (u *unit) bootCheck(ctx context.Context, step string) error {
+	check := u.job.Recipe.BootCheck
+	return u.do(ctx, step, map[string]any{"expect": check.Expect, "timeout_ms": check.Timeout.Milliseconds()},
+		func(ctx context.Context) (observed, error) {
+			text, err := u.bootText(ctx)
+			saw := observed{"text": printable(text), "text_hex": hex.EncodeToString(tail(text, 256))}
+			if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+				return saw, err
+			}
+			if ctx.Err() != nil {
+				return saw, ctx.Err()
+			}
+			if !u.booted(text) {
+				return saw, failUnit("look at the text: "+bootHint(text),
+					"the unit did not boot: %q did not come within %s; the last text was %q", check.Expect, check.Timeout, printable(tail(text, 120)))
+			}
+			return saw, nil
+		})
+}
+
+// bootText resets into the product and reads until it has said what it should,
+// until it is seen to be in a loop, or until the time is over.
+func (u *unit) bootText(ctx context.Context) ([]byte, error) {
+	if err := u.line.Port.SetBaud(ctx, burnBaud); err != nil {
+		return nil, err
+	}
+	if err := u.line.Port.Discard(ctx); err != nil {
+		return nil, err
+	}
+	if err := u.line.Reset.Run(ctx, u.line.Port); err != nil {
+		return nil, err
+	}
+	limited, cancel := context.WithTimeout(ctx, u.job.Recipe.BootCheck.Timeout)
+	defer cancel()
+	return rom.ReadText(limited, u.line.Port, func(text []byte) bool {
+		return u.booted(text) || bytes.Count(text, u.model.ROM.Banner) >= bootLoops
+	})
+}
+
+func (u *unit) booted(text []byte) bool {
+	_, after, ok := bytes.Cut(text, u.model.ROM.Banner)
+	return ok && bytes.Contains(after, []byte(u.job.Recipe.BootCheck.Expect))
+}
+
+// bootHint names the usual cause of a text (esp-facts H.16).
+func bootHint(text []byte) string {
+	s := string(text)
+	switch {
+	case len(s) == 0:
+		return "there is none; check power and the TX line"
+	case strings.Contains(s, "invalid header"), strings.Contains(s, "flash read err"):
+		return "the bootloader does not match key, offset or scheme"
+	case strings.Contains(s, "invalid magic number"):
+		return "the partition table does not decrypt; check its offset"
+	case strings.Contains(s, "invalid magic byte"), strings.Contains(s, "No bootable app"):
+		return "no application decrypts at its address"
+	case strings.Contains(s, "Secure Boot"):
+		return "the bootloader asks for Secure Boot"
+	}
+	return "compare it with what recipe boot_check.expect demands"
+}
+
+func tail(b []byte, n int) []byte { return b[max(0, len(b)-n):] }
+
+// printable keeps a board's text from doing things to a terminal or a page.
+func printable(b []byte) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || r >= 0x20 && r < 0x7F {
+			return r
+		}
+		if r == '\r' {
+			return -1
+		}
+		return '.'
+	}, string(tail(b, 2048)))
+}
+
+// close burns the last fuse and looks for evidence that it works.
+func (u *unit) close(ctx context.Context) error {
+	fuse := u.todo[0].Set[0].Field
+	intent := map[string]any{"plan_sha256": Hash(u.plan.Hash()), "fuse": fuse}
+	return u.oneWay(ctx, stageClose, intent, func(ctx context.Context) (observed, error) {
+		u.burning = true
+		rep, err := u.burnOnce(ctx)
+		saw := observed{"fuse": fuse, "report": rep}
+		if err != nil {
+			saw["burn_error"] = err.Error()
+			var unknown *efuse.IndeterminateError
+			if !errors.As(err, &unknown) {
+				return saw, err // nothing was sent that burns
+			}
+			rep = nil
+		}
+		c, err := u.closingEvidence(ctx, fuse, rep)
+		if err != nil {
+			return saw, err
+		}
+		u.res.Closing = c
+		saw["closing"] = c
+		return saw, nil
+	})
+}
+
+// proveClosed boots the closed unit on the same port.
+func (u *unit) proveClosed(ctx context.Context) error {
+	if err := u.bootCheck(ctx, stepProof); err != nil {
+		var f *Failure
+		if errors.As(err, &f) && f.Cause == CauseUnit {
+			f.Cause = CauseQuarantined // closed, so nothing can be mended any more
+		}
+		return err
+	}
+	return u.keyState(ctx, keystore.InSilicon, "closed and booted")
+}
+
+// closingEvidence looks for a positive sign that the last fuse works. Silence
+// is none: an unplugged cable is silent too.
+func (u *unit) closingEvidence(ctx context.Context, fuse string, rep *efuse.Report) (*Closing, error) {
+	var readBack *Closing
+	if rep != nil && rep.After != nil && !rep.LoaderLost {
+		u.see(rep.After)
+		if v, err := u.now.Field(fuse); err == nil && v == 1 {
+			readBack = &Closing{Fuse: fuse, Evidence: EvidenceReadBack, Raw: blockHex(u.now)}
+		}
+	}
+	_, err := u.connect(ctx)
+	var ce *rom.ConnectError
+	switch {
+	case err == nil && u.client.SecureDownload() && fuse != u.model.Lockdown.ClosedFuse:
+		return u.secureDownloadEvidence(ctx, fuse)
+	case err == nil:
+		return nil, quarantine("set the board aside for an engineer", "%s was burned and the loader is still open", fuse)
+	case errors.As(err, &ce) && ce.Diagnosis == rom.DownloadDisabled && fuse == u.model.Lockdown.ClosedFuse:
+		at := bytes.Index(ce.Text, u.model.ROM.DownloadDisabled)
+		return &Closing{Fuse: fuse, Evidence: EvidenceRefusal, Raw: hex.EncodeToString(tail(ce.Text[max(at, 0):], 256))}, nil
+	case readBack != nil && errors.As(err, &ce):
+		return readBack, nil
+	}
+	return nil, quarantine("set the board aside; its label and the journal tell which unit it is",
+		"%s was burned and the chip gives no sign of it: %v", fuse, err)
+}
+
+// blockHex is BLOCK0 as it was read, in hex.
+func blockHex(s *efuse.Snapshot) string {
+	for _, b := range s.Words() {
+		if b.Block == "BLOCK0" {
+			return strings.Join(b.Words, "")
+		}
+	}
+	return ""
+}
+
+func (u *unit) secureDownloadEvidence(ctx context.Context, fuse string) (*Closing, error) {
+	info, err := u.client.SecurityInfo(ctx)
+	if err != nil {
+		return nil, quarantine("set the board aside for an engineer", "the security flags cannot be read after %s: %v", fuse, err)
+	}
+	if !info.SecureDownload() || uint32(info.FlashCryptCnt) != u.model.EFuse.FlashCryptCountFull {
+		return nil, quarantine("set the board aside for an engineer", "the security flags do not show release mode: %v, crypt count %d", info.Flags, info.FlashCryptCnt)
+	}
+	if _, err := u.client.ReadReg(ctx, u.model.EFuse.Base); err == nil {
+		return nil, quarantine("set the board aside for an engineer", "the loader still reads registers after %s", fuse)
+	}
+	return &Closing{Fuse: fuse, Evidence: EvidenceFlags, Raw: hex.EncodeToString(info.Bytes())}, nil
+}

@@ -1,0 +1,331 @@
+// Package provision owns what happens to one unit: the steps from a virgin chip
+// to a locked product, in an order in which nothing irreversible comes before
+// what could still fail, and the verdict.
+//
+// What it promises:
+//
+//   - All ciphertext is in flash and verified before the first fuse.
+//   - Custody is proven directly before the first burn.
+//   - Every step writes its intent to the journal before it acts and what was
+//     seen after it, both durable. A one-way step is not cut by a cancel.
+//   - Every decision starts from what the chip shows now. An act with an unknown
+//     outcome is followed by a look, never by a blind second act.
+//   - A verdict of PASS rests on evidence that the chip gave, never on silence.
+package provision
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/rom"
+	"github.com/provisiond/provisiond/keystore"
+	"github.com/provisiond/provisiond/provision/journal"
+	"github.com/provisiond/provisiond/provision/layout"
+	"github.com/provisiond/provisiond/provision/recipe"
+)
+
+// Journal is what the engine needs of a journal.
+type Journal interface {
+	Append(ctx context.Context, e journal.Entry) (journal.Entry, error)
+	Unit(mac chip.MAC) ([]journal.Entry, error)
+}
+
+// Line is the serial line to one board and the way to reset it.
+type Line struct {
+	Port  rom.Port
+	Reset rom.Resetter
+}
+
+// Job is what is to be done to every unit of a product. It is read-only and may
+// serve many units at once.
+type Job struct {
+	Recipe *recipe.Recipe
+	Layout *layout.Layout
+	hash   [sha256.Size]byte // over the recipe's meaning and all that goes to flash
+}
+
+// NewJob reads the recipe's images and checks everything that needs no chip.
+func NewJob(r *recipe.Recipe) (*Job, error) {
+	files, err := r.LoadImages()
+	if err != nil {
+		return nil, err
+	}
+	l, err := layout.Build(r.Model(), r, files)
+	if err != nil {
+		return nil, err
+	}
+	rh, lh := r.Hash(), l.Hash()
+	return &Job{Recipe: r, Layout: l, hash: sha256.Sum256(append(rh[:], lh[:]...))}, nil
+}
+
+// ID names the job on one unit: the same for the same MAC, recipe and images.
+func (j *Job) ID(mac chip.MAC) string {
+	h := sha256.New()
+	h.Write([]byte("provisiond job v1\x00"))
+	h.Write(j.hash[:])
+	h.Write(mac[:])
+	return fmt.Sprintf("%x", h.Sum(nil)[:8])
+}
+
+// Engine provisions units, one at a time per call of Run. It may serve many
+// slots at once.
+type Engine struct {
+	Store    keystore.Store
+	Journal  Journal
+	Station  string
+	Slot     string
+	Operator string
+	Lot      string
+	Observe  func(Event)          // progress; may be nil
+	Trace    func(rom.TraceEvent) // frames without key bytes; may be nil
+}
+
+// Limits of the engine's own waiting.
+const (
+	burnBaud        = 115200
+	oneWayDeadline  = 60 * time.Second // from a one-way step's intent to its observation
+	exchangeBytes   = 4 << 10          // error-free, before any burn
+	burnTries       = 3                // of a stage whose outcome had to be looked up
+	rewriteTries    = 3                // of a region whose MD5 differs
+	closedTextLimit = 2 * time.Second  // for the ROM to say that the download mode is disabled
+)
+
+// unit is one run on one unit.
+type unit struct {
+	*Engine
+	job   *Job
+	line  Line
+	start time.Time
+	res   *Result
+
+	client  *rom.Client
+	model   chip.Model
+	mac     chip.MAC
+	known   bool // mac was read
+	rev     chip.Revision
+	id      string // job id
+	before  *efuse.Snapshot
+	now     *efuse.Snapshot
+	plan    efuse.CheckedPlan
+	todo    []efuse.Stage // of the plan, not burned yet
+	past    history
+	key     keystore.Key
+	fp      keystore.Fingerprint
+	custody bool // confirmed in this run or an earlier one of the same job
+	burning bool // a one-way act was begun, in this run or an earlier one
+	step    int
+	steps   int
+}
+
+// Run provisions the unit on the line. It always gives a Result; the journal
+// holds the same verdict when it can be written at all.
+func (e *Engine) Run(ctx context.Context, line Line, job *Job) *Result {
+	u := &unit{
+		Engine: e, job: job, line: line, start: time.Now(), steps: len(plannedSteps(job)),
+		model: job.Recipe.Model(),
+		res: &Result{
+			Recipe: job.Recipe.Name, RecipeRevision: job.Recipe.Revision,
+			Profile: string(job.Recipe.Profile), Chip: job.Recipe.Chip,
+			Images: []ImageResult{}, Steps: []StepResult{},
+		},
+	}
+	err := u.run(ctx)
+	u.key.Wipe()
+	u.finish(ctx, err)
+	return u.res
+}
+
+// plannedSteps lists the steps of a whole run, for progress.
+func plannedSteps(job *Job) []string {
+	names := []string{stepConnect, stepInspect, stepPlan, stepFlash, stepVerify, stepCustody}
+	block := "KEY0"
+	for _, s := range stages(job.Recipe.Model(), job.Recipe.Profile, block) {
+		names = append(names, s.Name)
+		if s.Name == stageEnable && job.Recipe.BootCheck.Enabled() {
+			names = append(names, stepBoot)
+		}
+	}
+	return append(names, stepProof)
+}
+
+func (u *unit) run(ctx context.Context) error {
+	if err := u.connectFirst(ctx); err != nil {
+		return err
+	}
+	if err := u.inspect(ctx); err != nil {
+		return err
+	}
+	if err := u.admit(ctx); err != nil {
+		return err
+	}
+	if !u.past.keyBurned {
+		if err := u.writeFlash(ctx); err != nil {
+			return err
+		}
+		if err := u.takeCustody(ctx); err != nil {
+			return err
+		}
+	} else {
+		if err := u.verifyEarlier(ctx); err != nil {
+			return err
+		}
+		if err := u.prepareBurn(ctx); err != nil {
+			return err
+		}
+	}
+	if err := u.burnAll(ctx); err != nil {
+		return err
+	}
+	if u.res.Closing != nil {
+		return u.proveClosed(ctx)
+	}
+	return u.proveOpen(ctx)
+}
+
+// burnAll takes the plan's stages in their order, with the boot check after the
+// one that switches encryption on: up to there everything can still be seen, and
+// mended, over the loader.
+func (u *unit) burnAll(ctx context.Context) error {
+	for len(u.todo) > 0 {
+		stage := u.todo[0]
+		if stage.Name == stageClose {
+			if err := u.close(ctx); err != nil {
+				return err
+			}
+		} else if err := u.burn(ctx); err != nil {
+			return err
+		}
+		u.todo = u.todo[1:]
+		if stage.Name == stageEnable {
+			if err := u.bootAndInspect(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// finish writes the verdict, also when the run was cancelled.
+func (u *unit) finish(ctx context.Context, err error) {
+	u.res.ElapsedMS = time.Since(u.start).Milliseconds()
+	if err == nil {
+		u.res.Verdict, u.res.Reason = Pass, ""
+	} else {
+		f := asFailure(ctx, err)
+		if f.Cause == CauseQuarantined {
+			u.markQuarantined(ctx, f)
+		}
+		u.res.take(f)
+	}
+	body := map[string]any{
+		"verdict": u.res.Verdict, "cause": u.res.Cause, "reason": u.res.Reason, "next_step": u.res.NextStep,
+		"one_way_begun": u.burning, "elapsed_ms": u.res.ElapsedMS,
+	}
+	if u.res.Closing != nil {
+		body["closing"] = u.res.Closing
+	}
+	if u.res.EFuseAfter != nil {
+		body["efuse"] = u.res.EFuseAfter
+	}
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline)
+	defer cancel()
+	if jerr := u.write(wctx, stepVerdict, journal.KindVerdict, body); jerr != nil && u.res.Cause != CauseJournal {
+		// A verdict that nobody can prove later is no PASS.
+		u.res.take(&Failure{
+			Cause: CauseJournal, Reason: fmt.Sprintf("the verdict %s could not be written to the journal", u.res.Verdict),
+			NextStep: "mend the journal, then start the same job again", Err: jerr,
+		})
+	}
+}
+
+func (u *unit) write(ctx context.Context, step string, kind journal.Kind, body any) error {
+	b, err := journal.MarshalPayload(body)
+	if err != nil {
+		return fmt.Errorf("payload of step %s: %w", step, err)
+	}
+	e := journal.Entry{Slot: u.Slot, Unit: u.mac, Job: u.id, Step: step, Kind: kind, Payload: b}
+	if _, err := u.Journal.Append(ctx, e); err != nil {
+		return &Failure{
+			Cause: CauseJournal, Reason: "the journal cannot be written",
+			NextStep: "check the disk and run `provisiond journal verify`; nothing more is done to units meanwhile", Err: err,
+		}
+	}
+	return nil
+}
+
+// observed is what an act saw; it goes into the journal also when the act failed.
+type observed map[string]any
+
+// do runs a reversible step: it may be cancelled, and repeated.
+func (u *unit) do(ctx context.Context, step string, intent any, act func(ctx context.Context) (observed, error)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return u.bracket(ctx, ctx, step, intent, act)
+}
+
+// oneWay runs a step that cannot be undone. From the durable intent to the
+// durable observation it has a deadline of its own, and a cancel waits.
+func (u *unit) oneWay(ctx context.Context, step string, intent any, act func(ctx context.Context) (observed, error)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline)
+	defer cancel()
+	return u.bracket(own, own, step, intent, act)
+}
+
+func (u *unit) bracket(ctx, actCtx context.Context, step string, intent any, act func(ctx context.Context) (observed, error)) error {
+	u.step++
+	u.emit(step, 0, 0, "")
+	began := time.Now()
+	defer func() {
+		u.res.Steps = append(u.res.Steps, StepResult{Name: step, MS: time.Since(began).Milliseconds()})
+	}()
+	if err := u.write(ctx, step, journal.KindIntent, intent); err != nil {
+		return err
+	}
+	saw, err := act(actCtx)
+	if saw == nil {
+		saw = observed{}
+	}
+	saw["outcome"] = "done"
+	if err != nil {
+		saw["outcome"], saw["error"] = "failed", err.Error()
+		if f := asFailure(ctx, err); f.Cause == CauseQuarantined {
+			saw["outcome"] = "unknown"
+		}
+	}
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline)
+	defer cancel()
+	return errors.Join(err, u.write(wctx, step, journal.KindObserved, saw))
+}
+
+func (u *unit) emit(step string, done, total int64, text string) {
+	if u.Observe != nil {
+		u.Observe(Event{
+			Unit: u.mac, Step: step, Index: u.step, Count: u.steps,
+			Done: done, Total: total, Text: text, Elapsed: time.Since(u.start),
+		})
+	}
+}
+
+func (u *unit) markQuarantined(ctx context.Context, f *Failure) {
+	if !u.custody {
+		return
+	}
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline)
+	defer cancel()
+	_, err := u.Store.AddState(wctx, u.mac, u.fp, keystore.State{
+		Kind: keystore.Quarantined, Note: f.Reason, Job: u.id, Station: u.Station,
+	})
+	if err != nil {
+		// The journal's verdict holds the quarantine; the store learns of it later.
+		u.emit(stepVerdict, 0, 0, "the keystore could not be told of the quarantine: "+err.Error())
+	}
+}

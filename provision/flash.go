@@ -1,0 +1,236 @@
+package provision
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5" //nolint:gosec // what the ROM computes over its flash, not a signature
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/provisiond/provisiond/esp/flashcrypt"
+	"github.com/provisiond/provisiond/esp/rom"
+	"github.com/provisiond/provisiond/keystore"
+	"github.com/provisiond/provisiond/provision/layout"
+)
+
+// writeFlash makes the key, writes every region as ciphertext and proves it, all
+// before the first fuse: a fault here costs nothing.
+func (u *unit) writeFlash(ctx context.Context) error {
+	key, err := keystore.Generate(u.model.Scheme)
+	if err != nil {
+		return stationError(err, "the operating system gives no random numbers: stop the station", "no key could be made")
+	}
+	u.key, u.fp = key, key.Fingerprint()
+	u.res.KeyFingerprint = u.fp.String()
+	var cipher flashcrypt.Cipher
+	err = key.Use(func(b []byte) error {
+		cipher, err = flashcrypt.New(u.model.Scheme, b, flashCryptConfig)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	regions, err := u.job.Layout.Encrypt(cipher)
+	if err != nil {
+		return err
+	}
+	u.noteImages(regions)
+
+	intent := map[string]any{"regions": u.res.Images, "erase": u.job.Layout.Erase, "baud": u.job.Recipe.Baud}
+	err = u.do(ctx, stepFlash, intent, func(ctx context.Context) (observed, error) {
+		return u.flashAll(ctx, regions)
+	})
+	if err != nil {
+		return err
+	}
+	return u.do(ctx, stepVerify, map[string]any{"regions": len(regions), "erased": len(u.job.Layout.Erase)},
+		func(ctx context.Context) (observed, error) { return u.verifyAll(ctx, regions) })
+}
+
+// flashCryptConfig is FLASH_CRYPT_CONFIG on the ESP32: every tweak on. The
+// other chips have no such fuse.
+const flashCryptConfig = 0xF
+
+func (u *unit) noteImages(regions []layout.Ciphertext) {
+	u.res.Images = u.res.Images[:0]
+	for _, r := range regions {
+		u.res.Images = append(u.res.Images, ImageResult{
+			Name: r.Region.Name, Offset: r.Region.Offset, Length: len(r.Data), Encrypted: r.Region.Encrypt,
+			PlaintextSHA256: sha256.Sum256(r.Region.Plain), CiphertextSHA256: Hash(r.SHA256),
+		})
+	}
+}
+
+// flashAll erases and writes. A rate that the line does not carry is given up
+// for a lower one, down to 115200.
+func (u *unit) flashAll(ctx context.Context, regions []layout.Ciphertext) (observed, error) {
+	total := u.flashWork(regions)
+	var err error
+	for _, baud := range bauds(u.job.Recipe.Baud) {
+		err = nil
+		if baud != u.client.Baud() {
+			if err = u.client.ChangeBaud(ctx, baud); err == nil {
+				err = u.client.ExchangeTest(ctx, 256)
+			}
+		}
+		if err == nil {
+			err = u.flashAt(ctx, regions, total)
+		}
+		if err == nil {
+			return observed{"baud": baud, "bytes": u.res.BytesWritten}, nil
+		}
+		if ctx.Err() != nil || errors.Is(err, rom.ErrUnplugged) {
+			return nil, err
+		}
+		u.emit(stepFlash, 0, total, fmt.Sprintf("the line does not carry %d baud: %v", baud, err))
+		if rerr := u.reconnect(ctx); rerr != nil {
+			return nil, errors.Join(rerr, err)
+		}
+		if rerr := u.attachFlash(ctx); rerr != nil {
+			return nil, errors.Join(rerr, err)
+		}
+	}
+	return nil, stationError(err, "check cable, fixture and power, then start again; nothing was burned",
+		"the flash could not be written at any baud rate")
+}
+
+func bauds(first int) []int {
+	var out []int
+	for _, b := range []int{first, 230400, burnBaud} {
+		if b <= first && (len(out) == 0 || b < out[len(out)-1]) {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+func (u *unit) flashWork(regions []layout.Ciphertext) int64 {
+	var n int64
+	for _, r := range regions {
+		n += int64(len(r.Data))
+	}
+	for _, e := range u.job.Layout.Erase {
+		n += int64(e.Size)
+	}
+	return n
+}
+
+func (u *unit) flashAt(ctx context.Context, regions []layout.Ciphertext, total int64) error {
+	var done int64
+	for _, e := range u.job.Layout.Erase {
+		base := done
+		err := u.client.EraseFlash(ctx, e.Offset, e.Size, func(n, _ uint32) { u.emit(stepFlash, base+int64(n), total, "erase "+e.Name) })
+		if err != nil {
+			return fmt.Errorf("erase %s at 0x%x: %w", e.Name, e.Offset, err)
+		}
+		done += int64(e.Size)
+	}
+	for _, r := range regions {
+		if err := u.writeRegion(ctx, r, done, total); err != nil {
+			return err
+		}
+		done += int64(len(r.Data))
+	}
+	return nil
+}
+
+func (u *unit) writeRegion(ctx context.Context, r layout.Ciphertext, base, total int64) error {
+	last := 0
+	err := u.client.WriteFlash(ctx, r.Region.Offset, r.Data, func(n, _ int) {
+		u.res.BytesWritten += int64(max(n-last, 0))
+		last = n
+		u.emit(stepFlash, base+int64(n), total, "write "+r.Region.Name)
+	})
+	if err != nil {
+		return fmt.Errorf("write %s at 0x%x: %w", r.Region.Name, r.Region.Offset, err)
+	}
+	return nil
+}
+
+// verifyAll compares the MD5 of every region after the last write, since a later
+// erase could have hit an earlier layout.Ciphertext, and that the rest is erased.
+func (u *unit) verifyAll(ctx context.Context, regions []layout.Ciphertext) (observed, error) {
+	for try := 1; ; try++ {
+		bad, err := u.wrongRegions(ctx, regions)
+		if err != nil {
+			return nil, err
+		}
+		if len(bad) == 0 {
+			break
+		}
+		if try == rewriteTries {
+			return nil, failUnit("replace the board: its flash does not keep what is written",
+				"flash region %s at 0x%x reads back wrong %d times", bad[0].Region.Name, bad[0].Region.Offset, try)
+		}
+		for _, r := range bad {
+			if err := u.writeRegion(ctx, r, 0, 0); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, e := range u.job.Layout.Erase {
+		sum, err := u.client.FlashMD5(ctx, e.Offset, e.Size)
+		if err != nil {
+			return nil, err
+		}
+		if sum != md5.Sum(bytes.Repeat([]byte{0xFF}, int(e.Size))) { //nolint:gosec // see the import
+			return nil, failUnit("replace the board: its flash does not erase",
+				"partition %s at 0x%x is not erased", e.Name, e.Offset)
+		}
+	}
+	seen := make([]flashed, len(regions))
+	for i, r := range regions {
+		seen[i] = flashed{
+			Name: r.Region.Name, Offset: r.Region.Offset, Length: len(r.Data), Encrypted: r.Region.Encrypt,
+			MD5: hex.EncodeToString(r.MD5[:]), PlaintextSHA256: u.res.Images[i].PlaintextSHA256.String(),
+			CiphertextSHA256: u.res.Images[i].CiphertextSHA256.String(),
+		}
+	}
+	return observed{"regions": seen}, nil
+}
+
+func (u *unit) wrongRegions(ctx context.Context, regions []layout.Ciphertext) ([]layout.Ciphertext, error) {
+	var bad []layout.Ciphertext
+	for _, r := range regions {
+		sum, err := u.client.FlashMD5(ctx, r.Region.Offset, uint32(len(r.Data))) //nolint:gosec // bounded by the flash size
+		if err != nil {
+			return nil, err
+		}
+		if sum != r.MD5 {
+			bad = append(bad, r)
+		}
+	}
+	return bad, nil
+}
+
+// verifyEarlier proves that the flash still holds what an earlier run of this
+// job verified. The key is not at hand any more, so its ciphertext could not be
+// made again.
+func (u *unit) verifyEarlier(ctx context.Context) error {
+	if len(u.past.images) == 0 {
+		return quarantine("set the board aside for an engineer", "the key is in silicon and the journal does not tell what is in flash")
+	}
+	return u.do(ctx, stepVerify, map[string]any{"regions": len(u.past.images)}, func(ctx context.Context) (observed, error) {
+		u.res.Images = u.res.Images[:0]
+		for _, r := range u.past.images {
+			sum, err := u.client.FlashMD5(ctx, r.Offset, uint32(r.Length)) //nolint:gosec // bounded by the flash size
+			if err != nil {
+				return nil, err
+			}
+			if hex.EncodeToString(sum[:]) != r.MD5 {
+				return nil, quarantine("set the board aside: it needs its key from the keystore to be flashed again",
+					"flash region %s at 0x%x is not what the journal says", r.Name, r.Offset)
+			}
+			img := ImageResult{Name: r.Name, Offset: r.Offset, Length: r.Length, Encrypted: r.Encrypted}
+			_, errP := hex.Decode(img.PlaintextSHA256[:], []byte(r.PlaintextSHA256))
+			_, errC := hex.Decode(img.CiphertextSHA256[:], []byte(r.CiphertextSHA256))
+			if err := errors.Join(errP, errC); err != nil {
+				return nil, err
+			}
+			u.res.Images = append(u.res.Images, img)
+		}
+		return observed{"regions": u.past.images}, nil
+	})
+}

@@ -1,0 +1,210 @@
+package provision
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/efuse/table"
+	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/keystore"
+	"github.com/provisiond/provisiond/provision/journal"
+)
+
+// history is what the journal tells about a unit.
+type history struct {
+	finished    bool // a verdict PASS stands
+	quarantined bool
+	reason      string // of the last verdict
+	otherJob    string // another job that wrote to this unit's flash or went further
+	began       bool   // this job did so
+	intents     map[string]bool
+	keyBurned   bool // this job's key was read back, or is about to be recognised
+	fp          keystore.Fingerprint
+	hasKey      bool
+	keyRef      string
+	plan        string // plan_sha256 of this job's first run
+	images      []flashed
+}
+
+// flashed is a region as an earlier run of the job verified it.
+type flashed struct {
+	Name             string `json:"name"`
+	Offset           uint32 `json:"offset"`
+	Length           int    `json:"length"`
+	Encrypted        bool   `json:"encrypted"`
+	MD5              string `json:"md5"`
+	PlaintextSHA256  string `json:"plaintext_sha256"`
+	CiphertextSHA256 string `json:"ciphertext_sha256"`
+}
+
+// oneWaySteps are those whose intent means that a fuse may have been burned.
+var oneWaySteps = []string{stageKey, stageProtect, stageLockdown, stageEnable, stageWRDis, stageClose}
+
+// readHistory goes through a unit's entries in their order.
+func readHistory(entries []journal.Entry, job string) (history, error) {
+	h := history{intents: map[string]bool{}}
+	for _, e := range entries {
+		if e.Kind == journal.KindVerdict {
+			var v struct {
+				Verdict Verdict `json:"verdict"`
+				Reason  string  `json:"reason"`
+			}
+			if err := json.Unmarshal(e.Payload, &v); err != nil {
+				return h, fmt.Errorf("journal entry %d: %w", e.Index, err)
+			}
+			h.finished = h.finished || v.Verdict == Pass
+			h.quarantined = h.quarantined || v.Verdict == Quarantined
+			h.reason = v.Reason
+			continue
+		}
+		touches := e.Step == stepFlash || e.Step == stepCustody || isOneWay(e.Step)
+		if e.Job != job {
+			if touches {
+				h.otherJob = e.Job
+			}
+			continue
+		}
+		if touches {
+			h.began = true
+		}
+		if e.Kind == journal.KindIntent {
+			h.intents[e.Step] = true
+			continue
+		}
+		if err := h.observe(e); err != nil {
+			return h, fmt.Errorf("journal entry %d: %w", e.Index, err)
+		}
+	}
+	return h, nil
+}
+
+func (h *history) observe(e journal.Entry) error {
+	var saw struct {
+		Outcome     string    `json:"outcome"`
+		Fingerprint string    `json:"key_fingerprint"`
+		KeyRef      string    `json:"key_ref"`
+		Regions     []flashed `json:"regions"`
+		Plan        string    `json:"plan_sha256"`
+	}
+	if err := json.Unmarshal(e.Payload, &saw); err != nil {
+		return err
+	}
+	if saw.Outcome != "done" {
+		return nil
+	}
+	switch e.Step {
+	case stepPlan:
+		if h.plan == "" {
+			h.plan = saw.Plan
+		}
+	case stepVerify:
+		h.images = saw.Regions
+	case stepCustody:
+		fp, err := keystore.ParseFingerprint(saw.Fingerprint)
+		if err != nil {
+			return err
+		}
+		h.fp, h.hasKey, h.keyRef = fp, true, saw.KeyRef
+	}
+	return nil
+}
+
+func isOneWay(step string) bool {
+	for _, s := range oneWaySteps {
+		if s == step {
+			return true
+		}
+	}
+	return false
+}
+
+// securityFields lists the BLOCK0 fields of a chip that a virgin chip has at 0.
+func securityFields(s *efuse.Snapshot) []string {
+	var names []string
+	for _, f := range s.Table().Fields() {
+		if f.Block == 0 && isSecurityField(f.Name) {
+			names = append(names, f.Name)
+		}
+	}
+	return names
+}
+
+// isSecurityField goes by the vendor's naming. WR_DIS and RD_DIS stand for all
+// of their bits, whose single names carry a dot.
+func isSecurityField(name string) bool {
+	if strings.Contains(name, ".") || name == "JTAG_SEL_ENABLE" {
+		return false
+	}
+	for _, part := range []string{
+		"WR_DIS", "RD_DIS", "CRYPT", "UART_DOWNLOAD_DIS", "ABS_DONE", "JTAG", "DISABLE_DL_", "CONSOLE_DEBUG_DISABLE",
+		"DIS_DOWNLOAD", "DIS_FORCE_DOWNLOAD", "DIS_DIRECT_BOOT", "DIS_USB", "SECURE", "SECURITY", "KEY_PURPOSE", "KEY_STATUS",
+	} {
+		if strings.Contains(name, part) {
+			return true
+		}
+	}
+	return false
+}
+
+// foreignFuses names every security field whose bits are not explained: not by
+// the vendor's factory, and not by the stages whose intent this job has in the
+// journal.
+func foreignFuses(m chip.Model, s *efuse.Snapshot, planned []efuse.Stage, intents map[string]bool) ([]string, error) {
+	allowed := map[string]uint64{}
+	for _, name := range m.FactorySet {
+		allowed[name] = ^uint64(0)
+	}
+	for _, st := range planned {
+		if !intents[st.Name] {
+			continue
+		}
+		for _, a := range st.Set {
+			allowed[a.Field] |= uint64(a.Value)
+		}
+		wr, rd, err := protectionMasks(s.Table(), st)
+		if err != nil {
+			return nil, err
+		}
+		allowed["WR_DIS"] |= wr
+		allowed["RD_DIS"] |= rd
+	}
+	var foreign []string
+	for _, name := range securityFields(s) {
+		v, err := s.Field(name)
+		if err != nil {
+			return nil, err
+		}
+		if extra := v &^ allowed[name]; extra != 0 {
+			foreign = append(foreign, fmt.Sprintf("%s = 0x%x", name, v))
+		}
+	}
+	return foreign, nil
+}
+
+// protectionMasks gives the bits of WR_DIS and RD_DIS that a stage sets.
+func protectionMasks(t *table.Table, st efuse.Stage) (wr, rd uint64, err error) {
+	for _, name := range st.WriteProtect {
+		bit := table.None
+		if b, ok := t.Block(name); ok {
+			bit = b.WRDis
+		} else if f, ok := t.Field(name); ok {
+			bit = f.WRDis
+		}
+		if bit == table.None {
+			return 0, 0, fmt.Errorf("%s has no bit in WR_DIS of the %s", name, t.Chip())
+		}
+		wr |= 1 << bit
+	}
+	for _, name := range st.ReadProtect {
+		b, ok := t.Block(name)
+		if !ok || len(b.RDDisAll) == 0 {
+			return 0, 0, fmt.Errorf("%s has no bit in RD_DIS of the %s", name, t.Chip())
+		}
+		for _, bit := range b.RDDisAll {
+			rd |= 1 << bit
+		}
+	}
+	return wr, rd, nil
+}

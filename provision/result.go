@@ -1,0 +1,108 @@
+package provision
+
+import (
+	"encoding/hex"
+	"time"
+
+	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/esp/chip"
+)
+
+// Hash is a SHA-256 that JSON shows in hex; the zero value is an empty string.
+type Hash [32]byte
+
+// String is the hash in hex.
+func (h Hash) String() string {
+	if h == (Hash{}) {
+		return ""
+	}
+	return hex.EncodeToString(h[:])
+}
+
+// MarshalText makes the hash a hex string in JSON.
+func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// Result is what a run on one unit came to: one JSON object per unit on the
+// command line and in the API.
+type Result struct {
+	Unit           string             `json:"unit"` // base MAC, empty if it was never read
+	Simulated      bool               `json:"simulated"`
+	Chip           string             `json:"chip"`
+	Revision       string             `json:"revision"`
+	Verdict        Verdict            `json:"verdict"`
+	Cause          Cause              `json:"cause,omitempty"` // why it is not PASS
+	Reason         string             `json:"reason"`
+	NextStep       string             `json:"next_step"`
+	Job            string             `json:"job"`
+	Recipe         string             `json:"recipe"`
+	RecipeRevision int                `json:"recipe_revision"`
+	Profile        string             `json:"profile"`
+	KeyRef         string             `json:"key_ref"`
+	KeyFingerprint string             `json:"key_fingerprint"`
+	PlanSHA256     Hash               `json:"plan_sha256"`
+	EFuseBefore    []efuse.BlockWords `json:"efuse_before"`
+	EFuseAfter     []efuse.BlockWords `json:"efuse_after"` // the last snapshot that could be read
+	Closing        *Closing           `json:"closing,omitempty"`
+	Images         []ImageResult      `json:"images"`
+	Steps          []StepResult       `json:"steps"`
+	BytesWritten   int64              `json:"bytes_written"`
+	ElapsedMS      int64              `json:"elapsed_ms"`
+}
+
+// Closing is the positive evidence that the last fuse works.
+type Closing struct {
+	Fuse string `json:"fuse"`
+	// Evidence is security-flags, rom-refusal or fuse-read-back.
+	Evidence string `json:"evidence"`
+	Raw      string `json:"raw"` // what the chip sent, in hex
+}
+
+// The kinds of closing evidence.
+const (
+	EvidenceFlags    = "security-flags" // GET_SECURITY_INFO in Secure Download Mode
+	EvidenceRefusal  = "rom-refusal"    // the ROM's text instead of a loader
+	EvidenceReadBack = "fuse-read-back" // ESP32: the fuse itself, before the reset that makes it work
+)
+
+// ImageResult names one region of the flash.
+type ImageResult struct {
+	Name             string `json:"name"`
+	Offset           uint32 `json:"offset"`
+	Length           int    `json:"length"`
+	Encrypted        bool   `json:"encrypted"`
+	PlaintextSHA256  Hash   `json:"plaintext_sha256"`
+	CiphertextSHA256 Hash   `json:"ciphertext_sha256"`
+}
+
+// StepResult is how long a step took.
+type StepResult struct {
+	Name string `json:"name"`
+	MS   int64  `json:"ms"`
+}
+
+// ExitCode is the exit code of a command that ran this one unit.
+func (r *Result) ExitCode() int {
+	if r.Verdict == Pass {
+		return ExitDone
+	}
+	return (&Failure{Cause: r.Cause}).ExitCode()
+}
+
+func (r *Result) take(f *Failure) {
+	r.Verdict, r.Cause, r.NextStep = f.Verdict(), f.Cause, f.NextStep
+	r.Reason = f.Reason
+	if f.Err != nil {
+		r.Reason += ": " + f.Err.Error()
+	}
+}
+
+// Event is progress on a unit, for a screen. Losing one loses nothing.
+type Event struct {
+	Unit        chip.MAC
+	Step        string
+	Index       int   // of the step, from 1
+	Count       int   // of steps
+	Done, Total int64 // inside the step, in bytes; Total 0: unknown
+	Text        string
+	Elapsed     time.Duration // since the run began
+}

@@ -1,0 +1,84 @@
+package provision
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/provision/recipe"
+)
+
+// The burn stages of a unit, in their order. Each is one step of the journal.
+const (
+	stageKey      = "burn-key"          // the key block, still readable
+	stageProtect  = "protect-key"       // purpose, read and write protection
+	stageLockdown = "burn-lockdown"     // what closes the side doors
+	stageEnable   = "enable-encryption" // the crypt counter
+	stageWRDis    = "write-protect"     // after the boot check
+	stageClose    = "close"             // the last fuse
+	stepConnect   = "connect"
+	stepInspect   = "inspect"
+	stepPlan      = "plan"
+	stepFlash     = "flash"
+	stepVerify    = "verify-flash"
+	stepCustody   = "custody"
+	stepBoot      = "boot-check"
+	stepProof     = "proof"
+	stepVerdict   = "verdict"
+	purposeXTS128 = "XTS_AES_128_KEY"
+)
+
+// stages lists what a profile burns, in order, for a chip whose key goes into
+// the given block. It knows no chip: what differs is in the model (esp-facts
+// F.2-F.5). The crypt counter comes after every fuse that it would make
+// reachable, the write protections after the boot check, the last fuse last.
+func stages(m chip.Model, p recipe.Profile, keyBlock string) []efuse.Stage {
+	key := efuse.Stage{Name: stageKey, Key: &efuse.KeyBurn{Block: keyBlock}}
+	protect := efuse.Stage{Name: stageProtect, ReadProtect: []string{keyBlock}, WriteProtect: []string{keyBlock}}
+	if m.EFuse.Kind == chip.EFuseRS {
+		key.Key.Purpose = purposeXTS128
+		purpose := purposeField(keyBlock)
+		protect.Set = []chip.Assignment{{Field: purpose, Value: 4}}
+		protect.WriteProtect = append(protect.WriteProtect, purpose)
+	}
+	lockdown := efuse.Stage{Name: stageLockdown, Set: slices.Clone(m.Lockdown.Enable)}
+	count := m.EFuse.FlashCryptCountFull
+	if p == recipe.Development {
+		count = 1
+	} else {
+		lockdown.Set = append(lockdown.Set, m.Lockdown.Fuses...)
+	}
+	out := []efuse.Stage{key, protect}
+	if len(lockdown.Set) > 0 {
+		out = append(out, lockdown)
+	}
+	out = append(out, efuse.Stage{
+		Name: stageEnable,
+		Set:  []chip.Assignment{{Field: m.EFuse.FlashCryptCount, Value: count}},
+	})
+	if p == recipe.Development {
+		return out
+	}
+	out = append(out, efuse.Stage{Name: stageWRDis, WriteProtect: slices.Clone(m.Lockdown.WriteProtect)})
+	if last := lastFuse(m, p); last != "" {
+		out = append(out, efuse.Stage{Name: stageClose, Set: []chip.Assignment{{Field: last, Value: 1}}})
+	}
+	return out
+}
+
+// lastFuse names the fuse that ends a profile, "" for those that leave the loader open.
+func lastFuse(m chip.Model, p recipe.Profile) string {
+	switch p {
+	case recipe.Release:
+		return m.Lockdown.ReleaseFuse
+	case recipe.Closed:
+		return m.Lockdown.ClosedFuse
+	case recipe.Development, recipe.Hybrid:
+	}
+	return ""
+}
+
+func purposeField(keyBlock string) string {
+	return fmt.Sprintf("KEY_PURPOSE_%c", keyBlock[len(keyBlock)-1])
+}

@@ -1,0 +1,412 @@
+package provision
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/rom"
+	"github.com/provisiond/provisiond/keystore"
+	"github.com/provisiond/provisiond/provision/layout"
+)
+
+// connectFirst reaches a board that may be in any state.
+func (u *unit) connectFirst(ctx context.Context) error {
+	return u.do(ctx, stepConnect, map[string]any{"port": u.line.Port.Info().Name}, func(ctx context.Context) (observed, error) {
+		m, err := u.connect(ctx)
+		if err != nil {
+			return nil, connectFailure(err)
+		}
+		if u.client.SecureDownload() {
+			return observed{"chip": m.Name}, refuse("nothing can be read or burned any more: look the unit up in the journal by its label",
+				"the chip is in Secure Download Mode already")
+		}
+		if m.Name != u.job.Recipe.Chip {
+			u.res.Chip = m.Name
+			return observed{"chip": m.Name}, refuse("choose the recipe for this product, or take the board out",
+				"the chip is an %s and recipe %s is for %s", m.Title, u.job.Recipe.Name, u.job.Recipe.Chip)
+		}
+		u.model = m
+		return observed{"chip": m.Name}, nil
+	})
+}
+
+// connectFailure says what a board that gives no loader means before anything was done.
+func connectFailure(err error) error {
+	var ce *rom.ConnectError
+	if errors.As(err, &ce) && ce.Diagnosis == rom.DownloadDisabled {
+		return &Failure{
+			Cause: CauseRefused, Reason: "the download mode of this chip is disabled",
+			NextStep: "the unit is closed for ever; look it up in the journal by its label", Err: err,
+		}
+	}
+	if errors.Is(err, chip.ErrUnknown) {
+		return &Failure{Cause: CauseRefused, Reason: "this chip is not supported", NextStep: "take the board out", Err: err}
+	}
+	return err
+}
+
+func (u *unit) connect(ctx context.Context) (chip.Model, error) {
+	c, err := rom.Connect(ctx, u.line.Port, u.line.Reset, rom.Options{Trace: u.Trace})
+	if err != nil {
+		return chip.Model{}, err
+	}
+	u.client = c
+	m, err := c.Detect(ctx)
+	if err != nil {
+		return chip.Model{}, err
+	}
+	return m, c.StopWatchdogs(ctx)
+}
+
+// reconnect resets into the loader and makes sure that the same board answers.
+func (u *unit) reconnect(ctx context.Context) error {
+	m, err := u.connect(ctx)
+	if err != nil {
+		return err
+	}
+	if u.client.SecureDownload() {
+		return u.surprise("the chip is in Secure Download Mode, which nobody asked for yet")
+	}
+	if m.Name != u.model.Name {
+		return u.otherBoard(m.Title)
+	}
+	return u.look(ctx)
+}
+
+// look reads all eFuses and compares the MAC.
+func (u *unit) look(ctx context.Context) error {
+	s, err := efuse.Read(ctx, u.client, u.model)
+	if err != nil {
+		return err
+	}
+	id, err := s.Identity()
+	if err != nil {
+		return u.surprise(fmt.Sprintf("the chip's identity does not read right: %v", err))
+	}
+	if u.known && id.MAC != u.mac {
+		return u.otherBoard(id.MAC.String())
+	}
+	u.mac, u.known, u.rev = id.MAC, true, id.Revision
+	u.now = s
+	u.res.EFuseAfter = s.Words()
+	return nil
+}
+
+func (u *unit) otherBoard(what string) error {
+	return stationError(nil, "put the board back that was there, and start the same job again",
+		"after a reset another board answers on this port: %s instead of %s", what, u.mac)
+}
+
+// surprise ends a run on something that no plan explains: before the first
+// burn the unit is refused, after it the unit is quarantined.
+func (u *unit) surprise(reason string) error {
+	if u.burning {
+		return quarantine("set the board aside for an engineer", "%s", reason)
+	}
+	return refuse("take the board out and look at it with `provisiond inspect`", "%s", reason)
+}
+
+// inspect reads what the chip is and what is in its fuses and on its board.
+func (u *unit) inspect(ctx context.Context) error {
+	return u.do(ctx, stepInspect, map[string]any{}, func(ctx context.Context) (observed, error) {
+		if err := u.look(ctx); err != nil {
+			return nil, err
+		}
+		u.before = u.now
+		u.id = u.job.ID(u.mac)
+		u.res.Unit, u.res.Simulated = u.mac.String(), u.mac.LocallyAdministered()
+		u.res.Revision, u.res.Job = u.rev.String(), u.id
+		u.res.EFuseBefore = u.now.Words()
+		saw := observed{
+			"chip": u.model.Name, "revision": u.rev.String(), "efuse": u.res.EFuseBefore,
+			"simulated": u.res.Simulated,
+		}
+		if err := u.attachFlash(ctx); err != nil {
+			return saw, err
+		}
+		return saw, refused(u.job.Layout.CheckRevision(u.rev))
+	})
+}
+
+// attachFlash tells the ROM about the flash chip, and refuses one that is too small.
+func (u *unit) attachFlash(ctx context.Context) error {
+	if err := u.client.AttachFlash(ctx); err != nil {
+		return err
+	}
+	id, err := u.client.FlashID(ctx)
+	if err != nil {
+		return err
+	}
+	if id.Size == 0 {
+		return refuse("check the flash chip and its soldering", "the flash chip does not tell its size (JEDEC id %s)", id)
+	}
+	if err := refused(u.job.Layout.CheckFlash(id.Size)); err != nil {
+		return err
+	}
+	return u.client.SetFlashSize(ctx, id.Size)
+}
+
+// refused turns a layout's refusal into the engine's.
+func refused(err error) error {
+	var r *layout.Refusal
+	if errors.As(err, &r) {
+		return &Failure{Cause: CauseRefused, Reason: r.Reason, NextStep: r.NextStep}
+	}
+	return err
+}
+
+// admit decides whether this unit may be worked on: what journal and keystore
+// know of it, and whether its fuses are explained; and makes the plan.
+func (u *unit) admit(ctx context.Context) error {
+	return u.do(ctx, stepPlan, map[string]any{"recipe": u.job.Recipe.Name, "recipe_revision": u.job.Recipe.Revision, "profile": u.job.Recipe.Profile},
+		func(ctx context.Context) (observed, error) {
+			if err := u.readPast(ctx); err != nil {
+				return nil, err
+			}
+			if err := u.makePlan(); err != nil {
+				return nil, err
+			}
+			u.res.PlanSHA256 = u.plan.Hash()
+			th := u.now.Table().Hash()
+			return observed{
+				"plan_sha256": u.res.PlanSHA256, "table_sha256": hex.EncodeToString(th[:]),
+				"bits": len(u.plan.Bits()), "continues": u.past.keyBurned,
+			}, nil
+		})
+}
+
+func (u *unit) readPast(ctx context.Context) error {
+	entries, err := u.Journal.Unit(u.mac)
+	if err != nil {
+		return &Failure{Cause: CauseJournal, Reason: "the journal cannot be read", NextStep: "run `provisiond journal verify`", Err: err}
+	}
+	if u.past, err = readHistory(entries, u.id); err != nil {
+		return &Failure{Cause: CauseJournal, Reason: "the journal does not tell this unit's history", NextStep: "run `provisiond journal verify`", Err: err}
+	}
+	switch {
+	case u.past.quarantined:
+		return quarantine("an engineer decides what becomes of it", "unit %s is quarantined: %s", u.mac, u.past.reason)
+	case u.past.finished:
+		return refuse("take the board out: it is done", "unit %s is finished already", u.mac)
+	case u.past.otherJob != "":
+		return refuse("start it with the recipe and images that it was begun with", "unit %s was begun by another job (%s)", u.mac, u.past.otherJob)
+	}
+	metas, err := u.Store.List(ctx, u.mac)
+	if err != nil {
+		return keystoreFailure(err)
+	}
+	return u.reconcile(ctx, metas)
+}
+
+// reconcile holds the keystore's records against the journal and the chip.
+func (u *unit) reconcile(ctx context.Context, metas []keystore.Meta) error {
+	for _, m := range metas {
+		if m.Superseded() {
+			continue
+		}
+		if m.Job != "" && m.Job != u.id || m.Job == "" && m.Fingerprint != u.past.fp {
+			return refuse("start it on the station and with the job that it was begun with", "the keystore knows unit %s already: key %s", u.mac, m.Fingerprint)
+		}
+		if !u.past.intents[stageKey] {
+			// Custody was taken and no burn was begun: the key is gone with the
+			// process that made it, and another takes its place.
+			_, err := u.Store.AddState(ctx, u.mac, m.Fingerprint, keystore.State{
+				Kind: keystore.Superseded, Note: "no burn was begun; the job starts again", Job: u.id, Station: u.Station,
+			})
+			if err != nil {
+				return keystoreFailure(err)
+			}
+			continue
+		}
+		if err := u.recogniseKey(ctx, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recogniseKey finds out whether the key of an earlier run is in this chip. A
+// readable block shows it by its fingerprint; a protected one by this job's
+// protection, which was only begun after the key had been read back.
+func (u *unit) recogniseKey(ctx context.Context, m keystore.Meta) error {
+	u.burning, u.fp, u.custody = true, m.Fingerprint, true
+	receipt, err := u.Store.Confirm(ctx, u.mac, m.Fingerprint)
+	if err != nil {
+		return keystoreFailure(err)
+	}
+	for _, b := range u.now.KeyBlocks() {
+		same := !b.ReadProtected && b.Fingerprint == efuse.Fingerprint(m.Fingerprint)
+		hidden := b.ReadProtected && u.past.intents[stageProtect]
+		if same || hidden {
+			u.past.keyBurned = true
+			u.res.KeyRef, u.res.KeyFingerprint = receipt.Ref, m.Fingerprint.String()
+			return nil
+		}
+	}
+	return quarantine("set the board aside for an engineer: `provisiond inspect` shows its key blocks",
+		"the burn of key %s was begun, and no key block of the chip shows that key", m.Fingerprint)
+}
+
+func keystoreFailure(err error) error {
+	f := &Failure{Cause: CauseKeystore, Reason: "the keystore did not do its part", NextStep: "check it with `provisiond keystore describe`, then start the same job again", Err: err}
+	if errors.Is(err, keystore.ErrConflict) || errors.Is(err, keystore.ErrExists) || errors.Is(err, keystore.ErrTestUnit) {
+		f.Cause, f.Reason, f.NextStep = CauseRefused, "the keystore refuses the unit", ""
+	}
+	return f
+}
+
+// makePlan plans the burns that are still to do and refuses a chip whose fuses
+// nobody explains.
+func (u *unit) makePlan() error {
+	block, err := u.keyBlock()
+	if err != nil {
+		return err
+	}
+	all := stages(u.model, u.job.Recipe.Profile, block)
+	foreign, err := foreignFuses(u.model, u.now, all, u.past.intents)
+	if err != nil {
+		return err
+	}
+	if len(foreign) > 0 {
+		return u.surprise("fuses are set that nobody explains: " + strings.Join(foreign, ", "))
+	}
+	if u.past.keyBurned {
+		all = all[1:]
+	} else if u.past.intents[stageKey] {
+		return quarantine("set the board aside for an engineer", "a key burn was begun for unit %s and the keystore holds no key for it", u.mac)
+	}
+	if err := u.setPlan(all); err != nil {
+		if u.burning {
+			return quarantine("set the board aside for an engineer", "what is still to burn does not fit the chip: %v", err)
+		}
+		return &Failure{Cause: CauseRefused, Reason: "the plan does not fit the chip", NextStep: "look at the chip with `provisiond inspect`", Err: err}
+	}
+	return nil
+}
+
+// setPlan checks stages against what the chip shows now.
+func (u *unit) setPlan(todo []efuse.Stage) error {
+	plan, err := efuse.NewPlan(u.model, todo...).Check(u.now)
+	if err == nil {
+		u.plan, u.todo = plan, plan.Stages()
+	}
+	return err
+}
+
+// at is the index in the plan of the first stage that is not burned.
+func (u *unit) at() int { return len(u.plan.Stages()) - len(u.todo) }
+
+// keyBlock is the block that holds this job's key, or the first free one.
+func (u *unit) keyBlock() (string, error) {
+	blocks := u.now.KeyBlocks()
+	var used []string
+	for i, b := range blocks {
+		if u.model.EFuse.NoXTSInLastKey && i == u.model.EFuse.KeyBlocks-1 {
+			continue
+		}
+		if u.past.keyBurned && !b.Free {
+			return b.Name, nil
+		}
+		if !b.Free {
+			used = append(used, b.Name)
+			continue
+		}
+		if !u.past.keyBurned && len(used) == 0 {
+			return b.Name, nil
+		}
+	}
+	return "", u.surprise(fmt.Sprintf("key blocks are in use or protected: %s", strings.Join(used, ", ")))
+}
+
+// takeCustody stores the key and proves it, directly before the burn.
+func (u *unit) takeCustody(ctx context.Context) error {
+	if err := u.prepareBurn(ctx); err != nil {
+		return err
+	}
+	changed, err := efuse.Diff(u.before, u.now)
+	if err != nil {
+		return err
+	}
+	if len(changed) > 0 {
+		return u.surprise(fmt.Sprintf("the eFuses changed while the flash was written: %v", changed))
+	}
+	rec := u.record()
+	intent := map[string]any{"key_fingerprint": u.fp.String()}
+	return u.do(ctx, stepCustody, intent, func(ctx context.Context) (observed, error) {
+		if _, err := u.Store.Create(ctx, rec); err != nil {
+			return nil, keystoreFailure(err)
+		}
+		receipt, err := u.Store.Confirm(ctx, u.mac, u.fp)
+		if err != nil {
+			return nil, keystoreFailure(err)
+		}
+		u.custody = true
+		u.res.KeyRef = receipt.Ref
+		return observed{
+			"key_fingerprint": u.fp.String(), "key_ref": receipt.Ref, "key_version": receipt.Version, "store": receipt.Store,
+		}, nil
+	})
+}
+
+// prepareBurn makes the line fit for register writes, which carry no checksum:
+// a reset, 115200 baud, and 4 KiB of exchange without a fault.
+func (u *unit) prepareBurn(ctx context.Context) error {
+	var err error
+	for range burnTries {
+		if err = u.reconnect(ctx); err == nil {
+			err = u.client.ExchangeTest(ctx, exchangeBytes)
+		}
+		var f *Failure
+		if err == nil || errors.As(err, &f) || ctx.Err() != nil || errors.Is(err, rom.ErrUnplugged) {
+			return err
+		}
+	}
+	return stationError(err, "check cable, fixture, hub and power supply, then start the same job again",
+		"the line is too noisy for burning fuses")
+}
+
+func (u *unit) record() keystore.Record {
+	r := u.job.Recipe
+	table, _ := u.job.Layout.Table.MarshalBinary() // it was parsed from such bytes
+	rec := keystore.Record{
+		Schema: keystore.SchemaVersion, Unit: u.mac, Simulated: u.mac.LocallyAdministered(),
+		Chip: u.model.Name, ChipRevision: u.rev, Scheme: u.model.Scheme, Key: u.key, Fingerprint: u.fp,
+		PartitionTable: table, FlashSize: u.job.Layout.FlashSize,
+		Recipe: r.Name, RecipeRevision: r.Revision, RecipeHash: fmt.Sprintf("%x", r.Hash()),
+		Job: u.id, Station: u.Station, Lot: u.Lot, Created: u.start.UTC(),
+	}
+	if u.model.Scheme == chip.SchemeESP32 {
+		rec.FlashCryptConfig = flashCryptConfig
+	}
+	return rec
+}
+
+// proveOpen ends a unit whose loader stays open: fuses as planned, then a last
+// reset so that the product runs.
+func (u *unit) proveOpen(ctx context.Context) error {
+	return u.do(ctx, stepProof, map[string]any{}, func(ctx context.Context) (observed, error) {
+		if err := u.look(ctx); err != nil {
+			return nil, err
+		}
+		if err := u.plan.Expected(u.at() - 1).Verify(u.now); err != nil {
+			return nil, quarantine("set the board aside for an engineer", "the eFuses are not as planned: %v", err)
+		}
+		if err := u.line.Reset.Run(ctx, u.line.Port); err != nil {
+			return nil, err
+		}
+		return observed{"efuse": u.now.Words()}, u.keyState(ctx, keystore.InSilicon, "verified")
+	})
+}
+
+func (u *unit) keyState(ctx context.Context, kind keystore.StateKind, note string) error {
+	_, err := u.Store.AddState(ctx, u.mac, u.fp, keystore.State{Kind: kind, Note: note, Job: u.id, Station: u.Station})
+	if err != nil {
+		return keystoreFailure(err)
+	}
+	return nil
+}
