@@ -2,6 +2,7 @@ package espsim
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"time"
 
@@ -232,6 +233,30 @@ func (c *Chip) HoldStrap(low bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pulled = low
+}
+
+// Status says in one line how the board stands.
+func (c *Chip) Status() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var what string
+	switch {
+	case !c.supply:
+		what = "power off"
+	case c.state == 0:
+		what = "held in reset"
+	default:
+		what = c.state.String()
+	}
+	port := "port open"
+	switch {
+	case !c.plugged:
+		port = "port unplugged"
+	case !c.open:
+		port = "port plugged in, not opened"
+	}
+	return fmt.Sprintf("%s %s: %s; %s; %d baud; %d register writes, %d burns",
+		c.model.Name, c.revision, what, port, c.rate, c.writes, c.fuse.burns)
 }
 
 // Unplug takes the port away. Host calls fail with ErrUnplugged until it is
