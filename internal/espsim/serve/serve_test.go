@@ -49,15 +49,17 @@ func (b *fakeBoard) print(s string) { b.change(func() { b.out = append(b.out, s.
 func (b *fakeBoard) unplug()        { b.change(func() { b.unplugged, b.open = true, false }) }
 func (b *fakeBoard) plug()          { b.change(func() { b.unplugged = false }) }
 
-// await waits until the log satisfies ok and gives it.
+// await waits until the log satisfies ok, which is called with the board locked,
+// and gives the log.
 func (b *fakeBoard) await(t *testing.T, what string, ok func(log []string) bool) []string {
 	t.Helper()
 	deadline := time.After(patience)
 	for {
 		b.mu.Lock()
 		log, wake := slices.Clone(b.log), b.wake
+		done := ok(log)
 		b.mu.Unlock()
-		if ok(log) {
+		if done {
 			return log
 		}
 		select {
