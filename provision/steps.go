@@ -151,13 +151,14 @@ func (u *unit) attachFlash(ctx context.Context) error {
 	return u.client.SetFlashSize(ctx, id.Size)
 }
 
-// refused turns a layout's refusal into the engine's.
+// refused turns a layout's refusals into the engine's. All of them are told; the
+// next step is that of the first.
 func refused(err error) error {
 	var r *layout.Refusal
-	if errors.As(err, &r) {
-		return &Failure{Cause: CauseRefused, Reason: r.Reason, NextStep: r.NextStep}
+	if !errors.As(err, &r) {
+		return err
 	}
-	return err
+	return &Failure{Cause: CauseRefused, Reason: err.Error(), NextStep: r.NextStep}
 }
 
 // admit decides whether this unit may be worked on: what journal and keystore
