@@ -361,46 +361,48 @@ func TestReadbackBeforeBurn(t *testing.T) {
 
 // From the burn command on, an error means unknown; before it, nothing happened.
 func TestIndeterminate(t *testing.T) {
-	broken := errors.New("broken line")
-	for _, name := range []string{"esp32", "esp32c3"} {
-		// count the register accesses of a good burn, then break each of them
-		f := newFake(t, name)
-		cp := check(t, f, stages(f.m)...)
-		n := 0
-		f.onRead = func(_, v uint32) (uint32, error) { n++; return v, nil }
-		f.onWrite = func(_, v uint32) (uint32, error) { n++; return v, nil }
-		if _, err := efuse.Burn(t.Context(), f, f.m, cp, 0, key00(32)); err != nil {
-			t.Fatal(err)
-		}
-		total := n
-		for _, happens := range []bool{false, true} {
-			for at := 1; at <= total; at += 11 {
-				f := newFake(t, name)
-				cp := check(t, f, stages(f.m)...)
-				n := 0
-				fault := func(v uint32) (uint32, error) {
-					if n++; n < at {
-						return v, nil
+	synctest.Test(t, func(t *testing.T) { // the pauses of idle pass at once
+		broken := errors.New("broken line")
+		for _, name := range []string{"esp32", "esp32c3"} {
+			// count the register accesses of a good burn, then break each of them
+			f := newFake(t, name)
+			cp := check(t, f, stages(f.m)...)
+			n := 0
+			f.onRead = func(_, v uint32) (uint32, error) { n++; return v, nil }
+			f.onWrite = func(_, v uint32) (uint32, error) { n++; return v, nil }
+			if _, err := efuse.Burn(t.Context(), f, f.m, cp, 0, key00(32)); err != nil {
+				t.Fatal(err)
+			}
+			total := n
+			for _, happens := range []bool{false, true} {
+				for at := 1; at <= total; at += 11 {
+					f := newFake(t, name)
+					cp := check(t, f, stages(f.m)...)
+					n := 0
+					fault := func(v uint32) (uint32, error) {
+						if n++; n < at {
+							return v, nil
+						}
+						if n == at && happens {
+							return v, broken // a write that arrives, its answer lost
+						}
+						return 0, broken
 					}
-					if n == at && happens {
-						return v, broken // a write that arrives, its answer lost
+					f.onRead = func(_, v uint32) (uint32, error) { return fault(v) }
+					f.onWrite = func(_, v uint32) (uint32, error) { return fault(v) }
+					_, err := efuse.Burn(t.Context(), f, f.m, cp, 0, key00(32))
+					if !errors.Is(err, broken) {
+						t.Fatalf("%s at %d: %v", name, at, err)
 					}
-					return 0, broken
-				}
-				f.onRead = func(_, v uint32) (uint32, error) { return fault(v) }
-				f.onWrite = func(_, v uint32) (uint32, error) { return fault(v) }
-				_, err := efuse.Burn(t.Context(), f, f.m, cp, 0, key00(32))
-				if !errors.Is(err, broken) {
-					t.Fatalf("%s at %d: %v", name, at, err)
-				}
-				var ind *efuse.IndeterminateError
-				sent := slices.ContainsFunc(f.log, func(w regWrite) bool { return w.addr == f.m.EFuse.Cmd && w.value&2 != 0 })
-				if errors.As(err, &ind) != sent {
-					t.Fatalf("%s at %d: sent %t, %v", name, at, sent, err)
+					var ind *efuse.IndeterminateError
+					sent := slices.ContainsFunc(f.log, func(w regWrite) bool { return w.addr == f.m.EFuse.Cmd && w.value&2 != 0 })
+					if errors.As(err, &ind) != sent {
+						t.Fatalf("%s at %d: sent %t, %v", name, at, sent, err)
+					}
 				}
 			}
 		}
-	}
+	})
 }
 
 // The context is used as it is, and its end after the command is unknown too.
@@ -444,50 +446,52 @@ func TestFinalFuseNoise(t *testing.T) {
 // With damaged reads a burn is right or an error. The chip never holds anything
 // else than planned, and success is never claimed for something else.
 func TestNoisyReads(t *testing.T) {
-	good, bad := 0, 0
-	for seed := range uint64(150) {
-		name := []string{"esp32", "esp32c3"}[seed%2]
-		f := newFake(t, name)
-		st := stages(f.m)[:5]
-		cp := check(t, f, st...)
-		rng := rand.New(rand.NewPCG(seed, 1))
-		every := []int{40, 400, 4000}[seed%3]
-		f.onRead = func(a, v uint32) (uint32, error) {
-			if rng.IntN(every) == 0 {
-				return v ^ 1<<rng.IntN(32), nil
+	synctest.Test(t, func(t *testing.T) { // the pauses of idle pass at once
+		good, bad := 0, 0
+		for seed := range uint64(150) {
+			name := []string{"esp32", "esp32c3"}[seed%2]
+			f := newFake(t, name)
+			st := stages(f.m)[:5]
+			cp := check(t, f, st...)
+			rng := rand.New(rand.NewPCG(seed, 1))
+			every := []int{40, 400, 4000}[seed%3]
+			f.onRead = func(a, v uint32) (uint32, error) {
+				if rng.IntN(every) == 0 {
+					return v ^ 1<<rng.IntN(32), nil
+				}
+				return v, nil
 			}
-			return v, nil
-		}
-		base := slices.Clone(f.cells[0])
-		var err error
-		for i := range st {
-			var key *secret.Bytes
-			if i == 0 {
-				key = key00(32)
+			base := slices.Clone(f.cells[0])
+			var err error
+			for i := range st {
+				var key *secret.Bytes
+				if i == 0 {
+					key = key00(32)
+				}
+				if _, err = efuse.Burn(t.Context(), f, f.m, cp, i, key); err != nil {
+					break
+				}
 			}
-			if _, err = efuse.Burn(t.Context(), f, f.m, cp, i, key); err != nil {
-				break
+			for w, v := range f5[name][0] {
+				if f.cells[0][w]&^(base[w]|v) != 0 {
+					t.Errorf("seed %d: word %d holds %08x", seed, w, f.cells[0][w])
+				}
+			}
+			if err != nil {
+				bad++
+				continue
+			}
+			good++
+			assertWords(t, fmt.Sprint("seed ", seed), f.cells[0], base, f5[name][0])
+			block := map[string]int{"esp32": 1, "esp32c3": 4}[name]
+			if !slices.Equal(f.cells[block][:8], keyWords) {
+				t.Errorf("seed %d: key is %08x", seed, f.cells[block])
 			}
 		}
-		for w, v := range f5[name][0] {
-			if f.cells[0][w]&^(base[w]|v) != 0 {
-				t.Errorf("seed %d: word %d holds %08x", seed, w, f.cells[0][w])
-			}
+		if good == 0 {
+			t.Errorf("%d good, %d bad: the noise decides nothing here", good, bad)
 		}
-		if err != nil {
-			bad++
-			continue
-		}
-		good++
-		assertWords(t, fmt.Sprint("seed ", seed), f.cells[0], base, f5[name][0])
-		block := map[string]int{"esp32": 1, "esp32c3": 4}[name]
-		if !slices.Equal(f.cells[block][:8], keyWords) {
-			t.Errorf("seed %d: key is %08x", seed, f.cells[block])
-		}
-	}
-	if good == 0 {
-		t.Errorf("%d good, %d bad: the noise decides nothing here", good, bad)
-	}
+	})
 }
 
 func TestReadNoise(t *testing.T) {

@@ -36,6 +36,7 @@ type fake struct {
 	burns    int
 	closed   bool // the loader refuses registers
 	mhz      int
+	instant  bool // commands are over at once
 	obeysSDM bool
 
 	// Faults. weak counts how many burns a cell of a block ignores.
@@ -256,6 +257,11 @@ func (f *fake) WriteRegDelay(ctx context.Context, addr, v uint32, d time.Duratio
 }
 
 func (f *fake) command(v uint32) {
+	defer func() {
+		if f.instant {
+			f.busy = nil
+		}
+	}()
 	switch conf := f.regs[f.m.EFuse.Conf]; {
 	case v&2 != 0 && conf == 0x5A5A:
 		f.program(int(v >> 2))
