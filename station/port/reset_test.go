@@ -17,7 +17,7 @@ func script(t *testing.T, body string) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "reset")
 	writeFile(t, name, "#!/bin/sh\n"+body)
-	if err := os.Chmod(name, 0o700); err != nil { //nolint:gosec // it is to be run
+	if err := os.Chmod(name, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	return name

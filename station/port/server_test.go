@@ -41,7 +41,7 @@ type logEntry struct {
 
 func newServer(t testing.TB, set ...func(*server)) *server {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a benchmark has no context at hand
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

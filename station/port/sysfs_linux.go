@@ -70,8 +70,8 @@ func (o Options) flockHolder(st unix.Stat_t) string {
 // openHolder names another process that has the device open, "" if none can be
 // seen. Without root only the user's own processes can be seen.
 func (o Options) openHolder(path string) string {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
 	}
 	fds, _ := filepath.Glob(filepath.Join(o.Proc, "[0-9]*", "fd", "*"))
 	self := strconv.Itoa(os.Getpid())

@@ -311,7 +311,7 @@ func TestTTYPermission(t *testing.T) {
 			}
 		}()
 	}
-	_, err := port.Open(context.Background(), name, port.Options{}) //nolint:usetesting // see above
+	_, err := port.Open(context.Background(), name, port.Options{})
 	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "dialout") {
 		t.Errorf("Open gave %v", err)
 	}
