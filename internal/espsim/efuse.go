@@ -513,8 +513,8 @@ func (f *fuses) flashKey() []byte {
 			continue
 		}
 		// The last key block does not serve as an XTS key on some chips.
-		last := n == f.ef.KeyBlocks-1
-		if f.field(fmt.Sprintf("KEY_PURPOSE_%d", n)) == xtsPurpose && !(last && f.ef.NoXTSInLastKey) {
+		useless := f.ef.NoXTSInLastKey && n == f.ef.KeyBlocks-1
+		if !useless && f.field(fmt.Sprintf("KEY_PURPOSE_%d", n)) == xtsPurpose {
 			return wordBytes(f.loaded[b.Index])
 		}
 		n++

@@ -139,14 +139,14 @@ func ParseFaults(spec string) (Faults, error) {
 			return Faults{}, fmt.Errorf("fault %s is there twice", key)
 		}
 		given[key] = true
-		if err := f.set(key, value); err != nil {
+		if err := setFault(&f, key, value); err != nil {
 			return Faults{}, fmt.Errorf("fault %s: %w", key, err)
 		}
 	}
 	return f, nil
 }
 
-func (f *Faults) set(key, value string) (err error) {
+func setFault(f *Faults, key, value string) (err error) {
 	switch key {
 	case "noise":
 		f.Noise, err = parseChance(value)

@@ -33,7 +33,7 @@ func newInflater() *inflater {
 // feed gives what p adds to the unpacked data. After an error the stream is dead.
 func (z *inflater) feed(p []byte) ([]byte, error) {
 	if z.err != nil {
-		if z.err == io.EOF {
+		if errors.Is(z.err, io.EOF) {
 			return nil, nil // the padding of the last block
 		}
 		return nil, z.err
@@ -41,7 +41,7 @@ func (z *inflater) feed(p []byte) ([]byte, error) {
 	z.in <- p
 	r := <-z.out
 	z.err = r.err
-	if r.err == io.EOF {
+	if errors.Is(r.err, io.EOF) {
 		return r.data, nil
 	}
 	return r.data, r.err

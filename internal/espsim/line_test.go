@@ -32,13 +32,19 @@ var (
 	unixTight = []lines{{}, {true, true, 0}, {false, true, 100 * time.Millisecond}, {true, false, 50 * time.Millisecond}, {}}
 	// One line at a time: EN is let go with both asserted, a moment before the strap is low.
 	classic = []lines{
-		{false, false, 0}, {false, true, 100 * time.Millisecond}, {true, true, time.Millisecond},
-		{true, false, 50 * time.Millisecond}, {},
+		{false, false, 0},
+		{false, true, 100 * time.Millisecond},
+		{true, true, time.Millisecond},
+		{true, false, 50 * time.Millisecond},
+		{},
 	}
 	hardReset = []lines{{false, true, 100 * time.Millisecond}, {false, false, 50 * time.Millisecond}}
 	usbReset  = []lines{
-		{false, false, 100 * time.Millisecond}, {true, false, 100 * time.Millisecond}, {true, true, 0},
-		{false, true, 100 * time.Millisecond}, {},
+		{false, false, 100 * time.Millisecond},
+		{true, false, 100 * time.Millisecond},
+		{true, true, 0},
+		{false, true, 100 * time.Millisecond},
+		{},
 	}
 )
 

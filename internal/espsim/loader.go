@@ -82,8 +82,8 @@ type memWrite struct{ blocks, block uint32 }
 
 // command is one entry of the loader's table.
 type command struct {
-	length  func(n int, beginWords int) bool // of the request's data
-	secure  bool                             // allowed in Secure Download Mode
+	length  func(n, beginWords int) bool // of the request's data
+	secure  bool                         // allowed in Secure Download Mode
 	execute func(*Chip, request) ([]byte, status)
 	after   func(*Chip, request) // once the reply has left
 }

@@ -65,20 +65,20 @@ func (c *Chip) setLines(dtr, rts bool) {
 // "CDC-ACM Firmware Interface"): DTR alone arms the download mode, neither
 // disarms it, RTS alone resets, both do nothing.
 func (c *Chip) usbLines(dtr, rts bool) {
+	was := c.rts && !c.dtr
+	c.dtr, c.rts = dtr, rts
 	switch {
 	case dtr && !rts:
 		c.usbFlag = true
 	case !dtr && !rts:
 		c.usbFlag = false
-	case rts && !dtr && !(c.rts && !c.dtr) && c.supply:
-		if c.ignored < c.faults.IgnoreResets {
-			c.ignored++
-			break
-		}
+	case dtr || was || !c.supply:
+	case c.ignored < c.faults.IgnoreResets:
+		c.ignored++
+	default:
 		c.strap = c.usbFlag
 		c.coreReset(c.si.usbReset)
 	}
-	c.dtr, c.rts = dtr, rts
 }
 
 // hold is EN low.

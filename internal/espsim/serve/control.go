@@ -66,8 +66,9 @@ const maxLine = 256
 //	unplug, plug      take the port away, bring it back
 //	status            answered with "ok " and the status
 //
-// Commands of all clients are carried out one after the other. A client that
-// sends an endless line is disconnected.
+// Commands of all clients are carried out one after the other. A reset or a change
+// of power waits 15 ms first: a [PTY] has then followed a baud rate that its
+// client set before it asked. A client that sends an endless line is disconnected.
 func Control(ctx context.Context, ln net.Listener, c Controller) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -90,18 +91,30 @@ func Control(ctx context.Context, ln net.Listener, c Controller) error {
 		wg.Go(func() { <-gone.Done(); _ = conn.Close() })
 		wg.Go(func() {
 			defer leave()
-			controlClient(conn, c, &one)
+			controlClient(gone, conn, c, &one)
 		})
 	}
 }
 
-func controlClient(conn io.ReadWriter, c Controller, one *sync.Mutex) {
+// settle is how long a command that makes the board print waits.
+const settle = 3 * pollPause
+
+func controlClient(ctx context.Context, conn io.ReadWriter, c Controller, one *sync.Mutex) {
 	lines := bufio.NewScanner(conn)
 	lines.Buffer(make([]byte, 0, maxLine), maxLine)
 	for lines.Scan() { // takes \n and \r\n
-		one.Lock()
-		reply := obey(c, lines.Text())
-		one.Unlock()
+		cmd, err := parseCommand(lines.Text())
+		reply := ""
+		switch {
+		case err != nil:
+			reply = "error: " + err.Error()
+		case cmd.prints() && !wait(ctx, settle):
+			return
+		default:
+			one.Lock()
+			reply = obey(c, cmd)
+			one.Unlock()
+		}
 		if _, err := io.WriteString(conn, reply+"\n"); err != nil {
 			return
 		}
@@ -111,12 +124,17 @@ func controlClient(conn io.ReadWriter, c Controller, one *sync.Mutex) {
 	}
 }
 
-// obey carries a line out and gives the reply.
-func obey(c Controller, text string) string {
-	cmd, err := parseCommand(text)
-	if err != nil {
-		return "error: " + err.Error()
+// prints reports whether the board may print at once when the command is obeyed.
+func (c command) prints() bool {
+	switch c {
+	case resetDownload, resetRun, powerOn, powerCycle:
+		return true
 	}
+	return false
+}
+
+// obey carries a command out and gives the reply.
+func obey(c Controller, cmd command) string {
 	switch cmd {
 	case resetDownload, resetRun:
 		c.ResetInto(cmd == resetDownload)

@@ -24,7 +24,7 @@ import (
 // raw and at 115200 baud; what the board prints in between is lost, and so is
 // what the last client left unread. The adapter follows the terminal's baud rate:
 // it is looked at before the client's bytes are passed on, before the board's
-// are, and every 20 ms. A pseudo terminal has no modem lines. While the board is
+// are, and every 5 ms. A pseudo terminal has no modem lines. While the board is
 // unplugged there is neither terminal nor link.
 func PTY(ctx context.Context, h Host, link string) error {
 	if link == "" {
@@ -58,13 +58,8 @@ type terminal struct {
 	used    atomic.Bool // a client has done something since the last tidy
 }
 
-const (
-	// pollPause is how often the client's baud rate is looked at, and how often
-	// a terminal without a client is looked at for one.
-	pollPause = 20 * time.Millisecond
-	// bufferPatience is how long a client's full buffer may hold the output up.
-	bufferPatience = 200 * time.Millisecond
-)
+// bufferPatience is how long a client's full buffer may hold the output up.
+const bufferPatience = 200 * time.Millisecond
 
 // serveTerminal serves until the context ends or the board is unplugged.
 func serveTerminal(ctx context.Context, l *line, link string) error {
@@ -78,7 +73,7 @@ func serveTerminal(ctx context.Context, l *line, link string) error {
 	defer wg.Wait()
 	defer end()
 	if l.h.SetBaud(ctx, t.baud) != nil {
-		pause(ctx) // the pump sees it too, and waits for the board
+		wait(ctx, retryPause) // the pump sees it too, and waits for the board
 		return nil
 	}
 	defer l.attach(func(p []byte) { t.show(ctx, p) }, end)()
@@ -87,7 +82,7 @@ func serveTerminal(ctx context.Context, l *line, link string) error {
 	}
 	defer removeLink(t.name, link)
 	wg.Go(func() {
-		for pause(ctx) {
+		for wait(ctx, pollPause) {
 			if t.followBaud(ctx) != nil {
 				end()
 			}
@@ -95,18 +90,6 @@ func serveTerminal(ctx context.Context, l *line, link string) error {
 	})
 	t.forward(ctx)
 	return nil
-}
-
-// pause waits a moment. It reports false when the context ended.
-func pause(ctx context.Context) bool {
-	t := time.NewTimer(pollPause)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return ctx.Err() == nil
-	}
 }
 
 // openTerminal makes a terminal that no client has open. Its master is in the
@@ -241,7 +224,7 @@ func (t *terminal) forward(ctx context.Context) {
 			if t.used.Swap(false) {
 				t.tidy()
 			}
-			if !pause(ctx) {
+			if !wait(ctx, pollPause) {
 				return
 			}
 		}

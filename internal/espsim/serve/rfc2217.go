@@ -48,11 +48,19 @@ const (
 // control, so another data size, parity, stop size or flow control is answered
 // with these, and a break is not sent.
 //
+// A client changes one line at a time and may wait for the answer before the next
+// change, pyserial for 50 ms at least. The classic reset into the loader lets go
+// of EN a moment before it pulls the strap, and a board bridges some 10 ms of that
+// only. So the one state between, DTR asserted while RTS held EN low, is answered
+// at once but shown to the board only when nothing follows it within 200 ms.
+// Espressif's own server for remote ports does the sequence itself for the same
+// reason.
+//
 // A second client waits until the first has gone. At a client's end DTR and RTS
 // are released, as by a server that closes its port.
 func RFC2217(ctx context.Context, ln net.Listener, h Host) error {
 	return serveConns(ctx, ln, h, func(ctx context.Context, conn net.Conn, l *line, end func()) {
-		s := &comPort{h: h, conn: conn, end: end, options: newOptions(), baud: defaultBaud}
+		s := &comPort{h: h, conn: conn, end: end, options: newOptions(), baud: defaultBaud, lines: heldLines{h: h, end: end}}
 		s.run(ctx, l)
 	})
 }
@@ -66,18 +74,79 @@ type comPort struct {
 
 	write    sync.Mutex // one telnet command or run of data at a time
 	baud     int
-	dtr, rts bool
+	dtr, rts bool // as the client set them
+	lines    heldLines
+	notified bool // the client knows the modem state
+}
+
+// heldLines shows a client's DTR and RTS to the board.
+type heldLines struct {
+	h   Host
+	end func()
+
+	mu       sync.Mutex
+	dtr, rts bool        // as the board has them
+	held     *time.Timer // a state that is not shown yet; nil: there is none
+}
+
+// lineHold is how long the state between is held back.
+const lineHold = 200 * time.Millisecond
+
+// set takes the lines as the client wants them. It fails if the board is gone.
+func (l *heldLines) set(ctx context.Context, dtr, rts bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.drop()
+	if enLow := l.rts && !l.dtr; enLow && dtr && rts {
+		var t *time.Timer
+		t = time.AfterFunc(lineHold, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.held != t {
+				return
+			}
+			l.held = nil
+			if l.show(ctx, dtr, rts) != nil {
+				l.end()
+			}
+		})
+		l.held = t
+		return nil
+	}
+	return l.show(ctx, dtr, rts)
+}
+
+// show sets the board's lines. l.mu is held.
+func (l *heldLines) show(ctx context.Context, dtr, rts bool) error {
+	l.dtr, l.rts = dtr, rts
+	return l.h.SetLines(ctx, dtr, rts)
+}
+
+// drop forgets a state that is held back. l.mu is held.
+func (l *heldLines) drop() {
+	if l.held != nil {
+		l.held.Stop()
+		l.held = nil
+	}
+}
+
+// release lets both lines go, at a client's start and end.
+func (l *heldLines) release(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.drop()
+	return l.show(ctx, false, false)
 }
 
 func (s *comPort) run(ctx context.Context, l *line) {
-	if s.h.SetBaud(ctx, s.baud) != nil || s.h.SetLines(ctx, false, false) != nil {
+	if s.h.SetBaud(ctx, s.baud) != nil || s.lines.release(ctx) != nil {
 		return
 	}
 	// The lines are let go even if the client's context is what ended.
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		_ = s.h.SetLines(ctx, false, false)
+		_ = s.lines.release(ctx)
 	}()
 	s.send(s.options.offers())
 	defer l.attach(func(p []byte) { s.send(escape(nil, p)) }, s.end)()
@@ -129,6 +198,10 @@ func (s *comPort) handle(ctx context.Context, e tnEvent) bool {
 	switch {
 	case e.kind == tnOption:
 		s.send(s.options.answer(e.code, e.opt))
+		if e.opt == optComPort && e.code == tnWILL && !s.notified {
+			s.notified = true
+			s.answer(cpNotifyModem, []byte{modemState})
+		}
 	case e.kind == tnSub && e.opt == optComPort && len(e.payload) > 0:
 		return s.command(ctx, e.payload[0], e.payload[1:])
 	}
@@ -143,6 +216,9 @@ func (s *comPort) command(ctx context.Context, code byte, value []byte) bool {
 		if len(value) == 0 { // a question; otherwise it is the client's own
 			s.answer(code, []byte(signature))
 		}
+		return true
+	case cpNotifyModem: // pyserial asks so for the state
+		s.answer(code, []byte{modemState})
 		return true
 	case cpSetBaud:
 		if len(value) != 4 {
@@ -194,7 +270,7 @@ func (s *comPort) control(ctx context.Context, v byte) bool {
 	}
 	switch v {
 	case controlDTROn, controlDTROff, controlRTSOn, controlRTSOff:
-		if s.h.SetLines(ctx, s.dtr, s.rts) != nil {
+		if s.lines.set(ctx, s.dtr, s.rts) != nil {
 			return false
 		}
 	case controlDTR:

@@ -45,6 +45,9 @@ const (
 	defaultBaud = 115200
 	// retryPause is how often an unplugged board is looked for.
 	retryPause = 20 * time.Millisecond
+	// pollPause is how often a pseudo terminal's baud rate is looked at, and how
+	// often one without a client is looked at for one.
+	pollPause = 5 * time.Millisecond
 	// clientPatience is how long a client may refuse the board's output before it
 	// is disconnected.
 	clientPatience = 5 * time.Second
@@ -232,5 +235,17 @@ func writeConn(conn net.Conn, p []byte, end func()) {
 	_ = conn.SetWriteDeadline(time.Now().Add(clientPatience))
 	if _, err := conn.Write(p); err != nil {
 		end()
+	}
+}
+
+// wait reports false when the context ended first.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return ctx.Err() == nil
 	}
 }
