@@ -310,8 +310,12 @@ func blockHex(s *efuse.Snapshot) string {
 
 func (u *unit) secureDownloadEvidence(ctx context.Context, fuse string) (*Closing, error) {
 	info, err := u.client.SecurityInfo(ctx)
-	if err != nil {
+	again, err2 := u.client.SecurityInfo(ctx)
+	if err := errors.Join(err, err2); err != nil {
 		return nil, quarantine("set the board aside for an engineer", "the security flags cannot be read after %s: %v", fuse, err)
+	}
+	if !bytes.Equal(info.Bytes(), again.Bytes()) {
+		return nil, quarantine("set the board aside for an engineer", "two reads of the security flags after %s differ: % x and % x", fuse, info.Bytes(), again.Bytes())
 	}
 	if !info.SecureDownload() || uint32(info.FlashCryptCnt) != u.model.EFuse.FlashCryptCountFull {
 		return nil, quarantine("set the board aside for an engineer", "the security flags do not show release mode: %v, crypt count %d", info.Flags, info.FlashCryptCnt)

@@ -163,6 +163,13 @@ func foreignFuses(m chip.Model, s *efuse.Snapshot, planned []efuse.Stage, intent
 		for _, a := range st.Set {
 			allowed[a.Field] |= uint64(a.Value)
 		}
+		if st.Key != nil && st.Key.Purpose != "" {
+			p, ok := s.Table().Purpose(st.Key.Purpose)
+			if !ok {
+				return nil, fmt.Errorf("the %s has no key purpose %s", m.Title, st.Key.Purpose)
+			}
+			allowed[purposeField(st.Key.Block)] |= uint64(p.Value) //nolint:gosec // 0 to 31
+		}
 		wr, rd, err := protectionMasks(s.Table(), st)
 		if err != nil {
 			return nil, err

@@ -12,7 +12,7 @@ import (
 // The burn stages of a unit, in their order. Each is one step of the journal.
 const (
 	stageKey      = "burn-key"          // the key block, still readable
-	stageProtect  = "protect-key"       // purpose, read and write protection
+	stageProtect  = "protect-key"       // read and write protection
 	stageLockdown = "burn-lockdown"     // what closes the side doors
 	stageEnable   = "enable-encryption" // the crypt counter
 	stageWRDis    = "write-protect"     // after the boot check
@@ -38,9 +38,7 @@ func stages(m chip.Model, p recipe.Profile, keyBlock string) []efuse.Stage {
 	protect := efuse.Stage{Name: stageProtect, ReadProtect: []string{keyBlock}, WriteProtect: []string{keyBlock}}
 	if m.EFuse.Kind == chip.EFuseRS {
 		key.Key.Purpose = purposeXTS128
-		purpose := purposeField(keyBlock)
-		protect.Set = []chip.Assignment{{Field: purpose, Value: 4}}
-		protect.WriteProtect = append(protect.WriteProtect, purpose)
+		protect.WriteProtect = append(protect.WriteProtect, purposeField(keyBlock))
 	}
 	lockdown := efuse.Stage{Name: stageLockdown, Set: slices.Clone(m.Lockdown.Enable)}
 	count := m.EFuse.FlashCryptCountFull
