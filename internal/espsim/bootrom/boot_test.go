@@ -428,8 +428,10 @@ func TestFlippedPlaintext(t *testing.T) {
 func TestDamagedBootloaderText(t *testing.T) {
 	for name, want := range map[string]struct{ checksum, afterHash string }{
 		"esp32": {"csum err:0x", "entry 0x40078000\r\nets Jul 29 2019"},
-		"esp32c3": {"Checksum failure. Calculated 0x",
-			"Attempting to boot anyway...\r\nentry 0x403ce000\r\nESP-ROM:esp32c3"},
+		"esp32c3": {
+			"Checksum failure. Calculated 0x",
+			"Attempting to boot anyway...\r\nentry 0x403ce000\r\nESP-ROM:esp32c3",
+		},
 	} {
 		b := newBoard(t, name)
 		b.count = 0
@@ -866,8 +868,10 @@ func TestUnknownModel(t *testing.T) {
 }
 
 func TestStateString(t *testing.T) {
-	for s, want := range map[State]string{Download: "download", SecureDownload: "secure download", Halted: "halted",
-		Looping: "boot loop", Running: "running", 0: "unknown"} {
+	for s, want := range map[State]string{
+		Download: "download", SecureDownload: "secure download", Halted: "halted",
+		Looping: "boot loop", Running: "running", 0: "unknown",
+	} {
 		if s.String() != want {
 			t.Errorf("%d: %q", s, s.String())
 		}
@@ -931,8 +935,10 @@ func FuzzBoot(f *testing.F) {
 		b := newBoard(t, chip.Names()[int(which)%len(chip.Names())])
 		b.count, b.size = uint32(which>>4)&1, 0x40000 // small, for speed
 		b.in.FlashSize = b.size
-		b.parts = map[uint32][]byte{b.model.BootloaderOffset: loader[:min(len(loader), 0x7000)],
-			0x8000: tab[:min(len(tab), 0x1000)], 0xD000: ota[:min(len(ota), 0x2000)], 0x10000: app[:min(len(app), 0x10000)]}
+		b.parts = map[uint32][]byte{
+			b.model.BootloaderOffset: loader[:min(len(loader), 0x7000)],
+			0x8000:                   tab[:min(len(tab), 0x1000)], 0xD000: ota[:min(len(ota), 0x2000)], 0x10000: app[:min(len(app), 0x10000)],
+		}
 		in := b.input()
 		out := Boot(in)
 		again := Boot(in)

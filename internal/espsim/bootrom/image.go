@@ -202,7 +202,7 @@ func (b *boot) verifyApp(at, partitionSize uint32) bool {
 	mem := memoryOf(b.in.Model)
 	img, err := readImage(b.flash, at, h, func(s segment) error { return b.visitSegment(mem, s) })
 	if err != nil {
-		if err != errSegment {
+		if !errors.Is(err, errSegment) {
 			b.errorf("esp_image", "bootloader_flash_read failed at 0x%08x", at)
 		}
 		return false

@@ -95,10 +95,10 @@ func TestRange(t *testing.T) {
 		t.Error("a refused access changed the content")
 	}
 	p := make([]byte, 4)
-	if n, err := f.ReadAt(p, 0x2FFE); n != 2 || err != io.EOF || p[1] != 0 {
+	if n, err := f.ReadAt(p, 0x2FFE); n != 2 || !errors.Is(err, io.EOF) || p[1] != 0 {
 		t.Errorf("read over the end: %d, %v", n, err)
 	}
-	if n, err := f.ReadAt(p, 0x3000); n != 0 || err != io.EOF {
+	if n, err := f.ReadAt(p, 0x3000); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("read at the end: %d, %v", n, err)
 	}
 }

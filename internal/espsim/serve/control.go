@@ -3,6 +3,7 @@ package serve
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -104,22 +105,17 @@ func controlClient(ctx context.Context, conn io.ReadWriter, c Controller, one *s
 	lines.Buffer(make([]byte, 0, maxLine), maxLine)
 	for lines.Scan() { // takes \n and \r\n
 		cmd, err := parseCommand(lines.Text())
-		reply := ""
-		switch {
-		case err != nil:
-			reply = "error: " + err.Error()
-		case cmd.prints() && !wait(ctx, settle):
+		if cmd.prints() && !wait(ctx, settle) {
 			return
-		default:
-			one.Lock()
-			reply = obey(c, cmd)
-			one.Unlock()
 		}
+		one.Lock()
+		reply := obey(c, cmd, err)
+		one.Unlock()
 		if _, err := io.WriteString(conn, reply+"\n"); err != nil {
 			return
 		}
 	}
-	if lines.Err() == bufio.ErrTooLong {
+	if errors.Is(lines.Err(), bufio.ErrTooLong) {
 		_, _ = fmt.Fprintf(conn, "error: a line has at most %d bytes\n", maxLine)
 	}
 }
@@ -133,8 +129,11 @@ func (c command) prints() bool {
 	return false
 }
 
-// obey carries a command out and gives the reply.
-func obey(c Controller, cmd command) string {
+// obey carries out what parseCommand gave and returns the reply.
+func obey(c Controller, cmd command, err error) string {
+	if err != nil {
+		return "error: " + err.Error()
+	}
 	switch cmd {
 	case resetDownload, resetRun:
 		c.ResetInto(cmd == resetDownload)

@@ -198,7 +198,8 @@ func TCP(ctx context.Context, ln net.Listener, h Host) error {
 // serveConns runs one session after the other. A session ends when the function
 // returns; end closes its connection and ends its context.
 func serveConns(ctx context.Context, ln net.Listener, h Host,
-	session func(ctx context.Context, conn net.Conn, l *line, end func())) error {
+	session func(ctx context.Context, conn net.Conn, l *line, end func()),
+) error {
 	ctx, cancel := context.WithCancel(ctx)
 	l := newLine(h)
 	var wg sync.WaitGroup

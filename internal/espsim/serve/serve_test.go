@@ -350,7 +350,9 @@ func TestRFC2217(t *testing.T) {
 	b.awaitLast(t, "lines false false")
 
 	// Negotiation: agreed options are not confirmed twice, unknown ones refused.
-	send(t, conn, []byte{tnIAC, tnWILL, optComPort, tnIAC, tnDO, optComPort, tnIAC, tnDO, optEcho, tnIAC, tnDO, 24, tnIAC, tnWILL, 31})
+	// The modem state is told once the client has agreed to COM-PORT.
+	send(t, conn, []byte{tnIAC, tnWILL, optComPort, tnIAC, tnWILL, optComPort, tnIAC, tnDO, optComPort, tnIAC, tnDO, optEcho, tnIAC, tnDO, 24, tnIAC, tnWILL, 31})
+	expect(t, conn, sub(107, modemState))
 	expect(t, conn, []byte{tnIAC, tnWILL, optEcho, tnIAC, tnWONT, 24, tnIAC, tnDONT, 31})
 	send(t, conn, []byte{tnIAC, tnDONT, optEcho, tnIAC, tnDONT, optEcho, tnIAC, tnWONT, 31, tnIAC, tnWONT, optSGA, tnIAC, 241})
 	expect(t, conn, []byte{tnIAC, tnWONT, optEcho, tnIAC, tnDONT, optSGA})
@@ -377,6 +379,7 @@ func TestRFC2217(t *testing.T) {
 		{"DTR on", []byte{5, 8}, []byte{105, 8}, "lines true false", true},
 		{"RTS on", []byte{5, 11}, []byte{105, 11}, "lines true true", true},
 		{"DTR?", []byte{5, 7}, []byte{105, 8}, "lines true true", false},
+		{"modem state?", []byte{7}, []byte{107, modemState}, "", false},
 		{"DTR off", []byte{5, 9}, []byte{105, 9}, "lines false true", true},
 		{"RTS?", []byte{5, 10}, []byte{105, 11}, "lines false true", false},
 		{"RTS off", []byte{5, 12}, []byte{105, 12}, "lines false false", true},
@@ -426,6 +429,47 @@ func TestRFC2217(t *testing.T) {
 	expectEnd(t, conn)
 }
 
+// TestRFC2217Reset: however long a client takes between two line changes, the
+// board is not let go before its strap is low.
+func TestRFC2217Reset(t *testing.T) {
+	b, ln := newBoard(), listen(t)
+	start(t, func(ctx context.Context) error { return RFC2217(ctx, ln, b) })
+	conn := dial(t, ln)
+	expect(t, conn, newOptions().offers())
+	set := func(v byte) {
+		t.Helper()
+		send(t, conn, sub(5, v))
+		expect(t, conn, sub(105, v))
+	}
+	// The classic reset: EN low, then the strap low, then EN high, then the strap.
+	set(controlDTROff)
+	set(controlRTSOn)
+	set(controlDTROn)
+	set(controlRTSOff)
+	set(controlDTROff)
+	want := []string{"baud 115200", "lines false false", "lines false false", "lines false true", "lines true false", "lines false false"}
+	if log := b.await(t, "nothing", func([]string) bool { return true }); !slices.Equal(log, want) {
+		t.Errorf("the board saw %q, want %q", log, want)
+	}
+	// Both lines asserted for good do reach the board, with nothing more to come.
+	set(controlRTSOn)
+	set(controlDTROn)
+	b.awaitLast(t, "lines true true")
+	// A held state does not outlive its client, nor the board.
+	set(controlDTROff)
+	set(controlDTROn)
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitLast(t, "lines false false")
+	conn = dial(t, ln)
+	expect(t, conn, newOptions().offers())
+	set(controlRTSOn)
+	set(controlDTROn)
+	b.unplug()
+	expectEnd(t, conn)
+}
+
 // TestSlowClient: a client that takes nothing is disconnected in the end, and the
 // board's output is read on.
 func TestSlowClient(t *testing.T) {
@@ -462,8 +506,14 @@ func TestControl(t *testing.T) {
 	conn := dial(t, ln)
 	replies := bufio.NewReader(conn)
 	for _, c := range []struct{ line, reply string }{
-		{"reset download", "ok"}, {"reset run\r", "ok"}, {"power off", "ok"}, {"power on", "ok"}, {"power cycle", "ok"},
-		{"unplug", "ok"}, {"plug", "ok"}, {"status", "ok running, plugged in"},
+		{"reset download", "ok"},
+		{"reset run\r", "ok"},
+		{"power off", "ok"},
+		{"power on", "ok"},
+		{"power cycle", "ok"},
+		{"unplug", "ok"},
+		{"plug", "ok"},
+		{"status", "ok running, plugged in"},
 		{"Status", `error: unknown command "Status": say one of reset download, reset run, power off, power on, power cycle, unplug, plug, status`},
 		{"", `error: unknown command "": say one of reset download, reset run, power off, power on, power cycle, unplug, plug, status`},
 		{strings.Repeat("x", 99), `error: unknown command "` + strings.Repeat("x", 40) + `…": say one of reset download, reset run, power off, power on, power cycle, unplug, plug, status`},
@@ -505,18 +555,7 @@ func FuzzControl(f *testing.F) {
 		if err == nil && string(c) != line {
 			t.Fatalf("%q parses as %q", line, c)
 		}
-		var out bytes.Buffer
-		controlClient(context.Background(), struct {
-			io.Reader
-			io.Writer
-		}{strings.NewReader(line[:min(len(line), 200)]), &out}, &fakeFixture{}, new(sync.Mutex))
-		if strings.ContainsRune(line, '\n') {
-			return // several lines, several replies
-		}
-		reply := strings.TrimSuffix(out.String(), "\n")
-		if line == "" || line == "\r" || len(line) > 200 {
-			return
-		}
+		reply := obey(&fakeFixture{}, c, err)
 		if strings.ContainsAny(reply, "\r\n") {
 			t.Fatalf("%q is answered with more than a line: %q", line, reply)
 		}
