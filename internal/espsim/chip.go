@@ -136,7 +136,7 @@ func New(o Options) (*Chip, error) {
 }
 
 func seeded(seed int64, stream uint64) *rand.Rand {
-	return rand.New(rand.NewPCG(uint64(seed), stream)) //nolint:gosec // faults are to be repeatable, and no key comes from here
+	return rand.New(rand.NewPCG(uint64(seed), stream))
 }
 
 // seededMAC is locally administered, so nothing takes the unit for a real one.
