@@ -448,7 +448,7 @@ func TestFinalFuseNoise(t *testing.T) {
 func TestNoisyReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // the pauses of idle pass at once
 		good, bad := 0, 0
-		for seed := range uint64(150) {
+		for seed := range uint64(60) {
 			name := []string{"esp32", "esp32c3"}[seed%2]
 			f := newFake(t, name)
 			st := stages(f.m)[:5]

@@ -5,6 +5,8 @@ import (
 	"maps"
 	"math/bits"
 	"strings"
+
+	"github.com/provisiond/provisiond/efuse/table"
 )
 
 // Expectation is what a chip has to show after a stage.
@@ -106,7 +108,8 @@ func (e Expectation) Verify(s *Snapshot) error {
 	}
 	for i, b := range n.blocks {
 		if b.Key {
-			e.keyBlock(bad, s, i, burned[i], hides(b.RDDisAll))
+			p, ours := burned[i]
+			e.keyBlock(bad, s, i, ours, p.Reversed, hides(b.RDDisAll))
 			continue
 		}
 		for w := range b.Words {
@@ -135,9 +138,9 @@ func (e Expectation) Verify(s *Snapshot) error {
 }
 
 // state is the words that the chip holds after the stage, hidden or not, and the
-// key blocks that the plan has burned.
-func (e Expectation) state() (words [][]uint32, burned map[int]bool) {
-	burned = map[int]bool{}
+// key blocks that the plan has burned, with their purpose.
+func (e Expectation) state() (words [][]uint32, burned map[int]table.Purpose) {
+	burned = map[int]table.Purpose{}
 	for _, b := range e.p.base.blocks {
 		words = append(words, append([]uint32(nil), b.words...))
 	}
@@ -149,7 +152,7 @@ func (e Expectation) state() (words [][]uint32, burned map[int]bool) {
 			}
 		}
 		if st.key != nil {
-			burned[st.key.block.Index] = true
+			burned[st.key.block.Index] = st.key.purpose
 		}
 	}
 	return words, burned
@@ -167,7 +170,7 @@ func fieldOf(s *Snapshot, words [][]uint32, name string) (v uint64) {
 
 // keyBlock compares one key block: hidden blocks read as zeros, a block that the
 // plan burned holds something, and the others hold what they held.
-func (e Expectation) keyBlock(bad *UnexpectedBitsError, s *Snapshot, i int, burned, hidden bool) {
+func (e Expectation) keyBlock(bad *UnexpectedBitsError, s *Snapshot, i int, burned, reversed, hidden bool) {
 	name := s.t.Blocks()[i].Name
 	add := func(reason string) { bad.Blocks = append(bad.Blocks, Problem{What: name, Reason: reason}) }
 	empty := s.blocks[i].key == nil
@@ -177,11 +180,11 @@ func (e Expectation) keyBlock(bad *UnexpectedBitsError, s *Snapshot, i int, burn
 			add("can be read, though it has to be hidden")
 		}
 	case burned:
-		state, _ := s.KeyBlock(name)
+		is := s.fingerprint(i, reversed)
 		if fp, given := e.keys[i]; empty {
 			add("is empty, though a key has to be there")
-		} else if given && state.Fingerprint != fp {
-			add("holds another key: fingerprint " + state.Fingerprint.String())
+		} else if given && is != fp {
+			add("holds another key: fingerprint " + is.String())
 		}
 	case s.fingerprint(i, true) != e.p.base.fingerprint(i, true):
 		add("holds something else than when the plan was checked")

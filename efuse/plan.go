@@ -274,6 +274,13 @@ func (c *checker) want(cs *checkedStage, block, bit int, note string) {
 	})
 }
 
+// factoryData are fields that tell who the chip is, how its blocks are coded and
+// what clocks its burns; a burn that changed them would be judged by the new ones.
+var factoryData = []string{
+	"MAC", "MAC_CRC", "CHIP_VER_REV1", "CHIP_VER_REV2", "WAFER_VERSION_MINOR", "WAFER_VERSION_MINOR_LO",
+	"WAFER_VERSION_MINOR_HI", "WAFER_VERSION_MAJOR", "CLK8M_FREQ", "CODING_SCHEME",
+}
+
 // set checks one assignment.
 func (c *checker) set(cs *checkedStage, a chip.Assignment, last bool) {
 	bad := func(format string, args ...any) { c.problem(cs.Name, a.Field, format, args...) }
@@ -298,6 +305,10 @@ func (c *checker) set(cs *checkedStage, a chip.Assignment, last bool) {
 		return
 	}
 	now := c.get(f)
+	if now != uint64(a.Value) && slices.Contains(factoryData, f.Name) {
+		bad("is factory data that everything else rests on: no plan changes it")
+		return
+	}
 	if lost := now &^ uint64(a.Value); lost != 0 {
 		bad("is %d and cannot become %d: fuses never lose bits", now, a.Value)
 		return

@@ -47,6 +47,10 @@ func TestCheckRefuses(t *testing.T) {
 		{"even counter", "esp32c3", nil, []efuse.Stage{set("SPI_BOOT_CRYPT_CNT", 3)}, "odd number of bits"},
 		{"zero counter", "esp32", nil, []efuse.Stage{set("FLASH_CRYPT_CNT", 0)}, "odd number of bits"},
 		{"even soft JTAG", "esp32c3", nil, []efuse.Stage{set("SOFT_DIS_JTAG", 5)}, "odd number of bits"},
+		{"coding scheme", "esp32", nil, []efuse.Stage{set("CODING_SCHEME", 1)}, "no plan changes it"},
+		{"MAC", "esp32", func(f *fake) { mac32(0xc4000001, 0xbe240a)(f); f.load() }, []efuse.Stage{set("MAC", 0xffffffff)}, "never lose bits"},
+		{"factory clock", "esp32", nil, []efuse.Stage{set("CLK8M_FREQ", 0xff)}, "no plan changes it"},
+		{"factory clock kept", "esp32", nil, []efuse.Stage{set("CK8M_FREQ", 0x50)}, ""},
 		{"odd counter", "esp32", nil, []efuse.Stage{set("FLASH_CRYPT_CNT", 1)}, ""},
 		{"counter grows", "esp32", func(f *fake) { f.setField("FLASH_CRYPT_CNT", 1) }, []efuse.Stage{set("FLASH_CRYPT_CNT", 127)}, ""},
 		{"two values", "esp32c3", nil, []efuse.Stage{{Name: "x", Set: []chip.Assignment{{Field: "WDT_DELAY_SEL", Value: 1}, {Field: "WDT_DELAY_SEL", Value: 3}}}}, "two values"},
@@ -286,6 +290,7 @@ func TestPlanIsImmutable(t *testing.T) {
 // Every bit outside the plan is named, wherever it is.
 func TestExpectation(t *testing.T) {
 	f := newFake(t, "esp32c3")
+	f.instant = true
 	cp := check(t, f, stages(f.m)...)
 	for i := range 3 {
 		if i == 0 {
@@ -314,6 +319,9 @@ func TestExpectation(t *testing.T) {
 			word, mask := bit/32, uint32(1)<<(bit%32)
 			if b.Index == 4 || b.Index == 1 && bit < 48 {
 				continue // KEY0 is hidden; the MAC has a test of its own
+			}
+			if b.Index != 0 && bit%13 != 0 {
+				continue // a sample is enough outside BLOCK0
 			}
 			was := slices.Clone(f.cells[b.Index])
 			if was[word]&mask != 0 {
