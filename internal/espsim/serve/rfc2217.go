@@ -198,14 +198,22 @@ func (s *comPort) handle(ctx context.Context, e tnEvent) bool {
 	switch {
 	case e.kind == tnOption:
 		s.send(s.options.answer(e.code, e.opt))
-		if e.opt == optComPort && e.code == tnWILL && !s.notified {
-			s.notified = true
-			s.answer(cpNotifyModem, []byte{modemState})
+		if e.opt == optComPort && e.code == tnWILL {
+			s.notify()
 		}
 	case e.kind == tnSub && e.opt == optComPort && len(e.payload) > 0:
+		s.notify() // pyserial leaves its WILL out if our DO was quicker
 		return s.command(ctx, e.payload[0], e.payload[1:])
 	}
 	return true
+}
+
+// notify tells the modem state once, to a client that speaks COM-PORT.
+func (s *comPort) notify() {
+	if !s.notified {
+		s.notified = true
+		s.answer(cpNotifyModem, []byte{modemState})
+	}
 }
 
 // command acts on a COM-PORT command; one with a value of the wrong length is not

@@ -423,7 +423,7 @@ func TestRFC2217(t *testing.T) {
 	conn = dial(t, ln)
 	expect(t, conn, newOptions().offers())
 	send(t, conn, sub(5, 11))
-	expect(t, conn, sub(105, 11))
+	expect(t, conn, append(sub(107, modemState), sub(105, 11)...))
 	stop()
 	b.awaitLast(t, "lines false false")
 	expectEnd(t, conn)
@@ -441,6 +441,9 @@ func TestRFC2217Reset(t *testing.T) {
 		send(t, conn, sub(5, v))
 		expect(t, conn, sub(105, v))
 	}
+	// Without a WILL, the first command brings the modem state.
+	send(t, conn, sub(2, 8))
+	expect(t, conn, append(sub(107, modemState), sub(102, 8)...))
 	// The classic reset: EN low, then the strap low, then EN high, then the strap.
 	set(controlDTROff)
 	set(controlRTSOn)
@@ -464,6 +467,8 @@ func TestRFC2217Reset(t *testing.T) {
 	b.awaitLast(t, "lines false false")
 	conn = dial(t, ln)
 	expect(t, conn, newOptions().offers())
+	send(t, conn, []byte{tnIAC, tnWILL, optComPort})
+	expect(t, conn, sub(107, modemState))
 	set(controlRTSOn)
 	set(controlDTROn)
 	b.unplug()
