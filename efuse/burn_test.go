@@ -455,7 +455,7 @@ func TestNoisyReads(t *testing.T) {
 			cp := check(t, f, st...)
 			rng := rand.New(rand.NewPCG(seed, 1))
 			every := []int{40, 400, 4000}[seed%3]
-			f.onRead = func(a, v uint32) (uint32, error) {
+			f.onRead = func(_, v uint32) (uint32, error) {
 				if rng.IntN(every) == 0 {
 					return v ^ 1<<rng.IntN(32), nil
 				}

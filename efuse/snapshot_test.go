@@ -206,7 +206,7 @@ func TestBlockErrors(t *testing.T) {
 		f := newFake(t, "esp32")
 		f.setField("CODING_SCHEME", scheme)
 		f.cells[2][1] = 1 // no code word
-		f.onRead = keepErrs(f, f.m.EFuse.DecStatus, 0x020)
+		f.onRead = keepErrs(f.m.EFuse.DecStatus, 0x020)
 		if e := read(t, f).BlockErrors(); len(e) != want || want == 1 && (e[0].Block != "BLOCK2" || !e[0].Fail) {
 			t.Errorf("scheme %d: %v", scheme, e)
 		}

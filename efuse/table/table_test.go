@@ -70,12 +70,18 @@ func TestIdentityFields(t *testing.T) {
 		chip, field          string
 		block, word, bit, ln int
 	}{
-		{"esp32", "SECURE_VERSION", 3, 4, 0, 32}, {"esp32", "MAC_VERSION", 3, 5, 24, 8},
-		{"esp32", "CUSTOM_MAC_CRC", 3, 0, 0, 8}, {"esp32", "CUSTOM_MAC", 3, 0, 8, 48},
-		{"esp32c3", "MAC", 1, 0, 0, 48}, {"esp32c3", "WAFER_VERSION_MINOR_HI", 1, 5, 23, 1},
-		{"esp32c3", "WAFER_VERSION_MINOR_LO", 1, 3, 18, 3}, {"esp32c3", "WAFER_VERSION_MAJOR", 1, 5, 24, 2},
-		{"esp32c3", "PKG_VERSION", 1, 3, 21, 3}, {"esp32c3", "BLK_VERSION_MINOR", 1, 3, 24, 3},
-		{"esp32c3", "BLK_VERSION_MAJOR", 2, 4, 0, 2}, {"esp32c3", "OPTIONAL_UNIQUE_ID", 2, 0, 0, 128},
+		{"esp32", "SECURE_VERSION", 3, 4, 0, 32},
+		{"esp32", "MAC_VERSION", 3, 5, 24, 8},
+		{"esp32", "CUSTOM_MAC_CRC", 3, 0, 0, 8},
+		{"esp32", "CUSTOM_MAC", 3, 0, 8, 48},
+		{"esp32c3", "MAC", 1, 0, 0, 48},
+		{"esp32c3", "WAFER_VERSION_MINOR_HI", 1, 5, 23, 1},
+		{"esp32c3", "WAFER_VERSION_MINOR_LO", 1, 3, 18, 3},
+		{"esp32c3", "WAFER_VERSION_MAJOR", 1, 5, 24, 2},
+		{"esp32c3", "PKG_VERSION", 1, 3, 21, 3},
+		{"esp32c3", "BLK_VERSION_MINOR", 1, 3, 24, 3},
+		{"esp32c3", "BLK_VERSION_MAJOR", 2, 4, 0, 2},
+		{"esp32c3", "OPTIONAL_UNIQUE_ID", 2, 0, 0, 128},
 	} {
 		tab, _ := table.For(c.chip)
 		f, ok := tab.Field(c.field)
