@@ -16,6 +16,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,7 +35,10 @@ var (
 )
 
 // DamagedError says that the file is no sound bbolt database.
-type DamagedError struct{ Reason string }
+type DamagedError struct {
+	Reason   string
+	panicked bool // bbolt panicked, so its locks are in an unknown state
+}
 
 // Error gives the reason.
 func (e *DamagedError) Error() string { return "the database is damaged: " + e.Reason }
@@ -44,9 +49,15 @@ const (
 	lockPoll    = 25 * time.Millisecond
 )
 
-// DB is an open database. Its methods turn bbolt's panics into errors.
+// DB is an open database. Its methods turn bbolt's panics into errors. A panic
+// may leave bbolt's locks taken, so after the first one the database is not
+// touched again: every call gives the same error.
 type DB struct {
-	bolt *bolt.DB
+	bolt   *bolt.DB
+	file   *os.File   // bbolt's, to let go of it when bbolt cannot
+	writer sync.Mutex // nobody waits for bbolt's own lock, which a panic keeps
+	broken atomic.Pointer[DamagedError]
+
 	// MetaFallback reports that one of the two meta pages is not valid, so the
 	// database stands at the commit before the last one that was begun. A torn
 	// write at a power cut looks so, and so does damage to the newest meta page.
@@ -108,13 +119,12 @@ func syncDir(dir string) error {
 // Open opens an existing database for reading and writing.
 func Open(path string) (*DB, error) {
 	db := &DB{}
-	var file *os.File
 	open := func(name string, flag int, _ os.FileMode) (*os.File, error) {
 		f, err := os.OpenFile(name, flag&^os.O_CREATE, 0)
 		if err != nil {
 			return nil, err
 		}
-		file = f
+		db.file = f
 		if err := db.prepare(f); err != nil {
 			_ = f.Close()
 			return nil, err
@@ -128,8 +138,8 @@ func Open(path string) (*DB, error) {
 	if err == nil {
 		return db, nil
 	}
-	if file != nil {
-		_ = file.Close() // gives the lock back when bbolt panicked; else closed already
+	if db.file != nil {
+		_ = db.file.Close() // gives the lock back when bbolt panicked; else closed already
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = ErrMissing
@@ -145,7 +155,7 @@ func (db *DB) prepare(f *os.File) error {
 		return err
 	}
 	if !st.Mode().IsRegular() {
-		return &DamagedError{"not a regular file"}
+		return damaged("not a regular file")
 	}
 	if st.Mode().Perm()&0o077 != 0 {
 		return fmt.Errorf("%w (mode is %04o)", ErrMode, st.Mode().Perm())
@@ -175,18 +185,43 @@ func lock(f *os.File) error {
 
 // View runs fn in a read transaction.
 func (db *DB) View(fn func(*bolt.Tx) error) error {
-	return Guard(func() error { return db.bolt.View(fn) })
+	return db.guard(func() error { return db.bolt.View(fn) })
 }
 
 // Update runs fn in a write transaction and returns when it is durable. An
 // error of fn leaves the database as it was. After any other error it is not
 // known whether the transaction took place.
 func (db *DB) Update(fn func(*bolt.Tx) error) error {
-	return Guard(func() error { return db.bolt.Update(fn) })
+	db.writer.Lock()
+	defer db.writer.Unlock()
+	return db.guard(func() error { return db.bolt.Update(fn) })
 }
 
-// Close waits for transactions and closes the file.
-func (db *DB) Close() error { return Guard(db.bolt.Close) }
+// Close waits for transactions and closes the file. After a panic it only
+// closes the file, and so gives the lock back.
+func (db *DB) Close() error {
+	db.writer.Lock()
+	defer db.writer.Unlock()
+	if db.broken.Load() != nil {
+		if err := db.file.Close(); !errors.Is(err, fs.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+	return db.guard(db.bolt.Close)
+}
+
+func (db *DB) guard(fn func() error) error {
+	if broken := db.broken.Load(); broken != nil {
+		return broken
+	}
+	err := Guard(fn)
+	var damaged *DamagedError
+	if errors.As(err, &damaged) && damaged.panicked {
+		db.broken.Store(damaged)
+	}
+	return err
+}
 
 // Guard runs fn and turns a panic, also one from a memory fault in a mapped
 // file, into a *DamagedError.
@@ -194,7 +229,7 @@ func Guard(fn func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = &DamagedError{fmt.Sprintf("bbolt stopped with: %v", p)}
+			err = &DamagedError{Reason: fmt.Sprintf("bbolt stopped with: %v", p), panicked: true}
 		}
 	}()
 	return fn()

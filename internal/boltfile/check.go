@@ -42,7 +42,8 @@ type meta struct {
 // refuses what bbolt would panic, loop or read out of bounds on: a short file,
 // wrong page ids and types, elements outside their page, keys out of order, a
 // page reached twice, a page in use on the free list. It reads through f, so a
-// short file is an error and no SIGBUS.
+// short file is an error and no SIGBUS. The keys below a branch lie between
+// its own, so that a search finds what a walk finds.
 func checkPages(f *os.File) (fallback bool, err error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -58,14 +59,14 @@ func checkPages(f *os.File) (fallback bool, err error) {
 	}
 	w := walker{f: f, m: m, seen: make([]uint64, m.highWater/64+1)}
 	w.seen[0] = 3 // the meta pages
-	if err := w.page(m.root, 0); err != nil {
+	if err := w.page(m.root, 0, bounds{}); err != nil {
 		return false, err
 	}
 	return fallback, w.freelist()
 }
 
 func damaged(format string, args ...any) error {
-	return &DamagedError{fmt.Sprintf(format, args...)}
+	return &DamagedError{Reason: fmt.Sprintf(format, args...)}
 }
 
 func newestMeta(f io.ReaderAt, size int64) (m meta, fallback bool, err error) {
@@ -169,8 +170,16 @@ func (w *walker) read(id uint64) ([]byte, error) {
 	return buf, nil
 }
 
+// bounds are the keys that a branch promises for a page below it: from low up to,
+// and without, high. nil is no bound.
+type bounds struct{ low, high []byte }
+
+func (b bounds) hold(key []byte) bool {
+	return bytes.Compare(key, b.low) >= 0 && (b.high == nil || bytes.Compare(key, b.high) < 0)
+}
+
 // page walks the tree below id.
-func (w *walker) page(id uint64, depth int) error {
+func (w *walker) page(id uint64, depth int, in bounds) error {
 	if depth > maxTreeDepth {
 		return damaged("page %d lies too deep", id)
 	}
@@ -178,12 +187,12 @@ func (w *walker) page(id uint64, depth int) error {
 	if err != nil {
 		return err
 	}
-	return w.elements(id, b, depth, false)
+	return w.elements(id, b, depth, in, false)
 }
 
 // elements checks the elements of a branch or leaf page, or of a bucket that
 // lies inline in a leaf, and walks on from them.
-func (w *walker) elements(id uint64, b []byte, depth int, inline bool) error {
+func (w *walker) elements(id uint64, b []byte, depth int, in bounds, inline bool) error {
 	flags, count := order.Uint16(b[8:]), int(order.Uint16(b[10:]))
 	if flags != flagLeaf && (flags != flagBranch || inline) {
 		return damaged("page %d has type 0x%x and lies in a tree", id, flags)
@@ -194,6 +203,7 @@ func (w *walker) elements(id uint64, b []byte, depth int, inline bool) error {
 	if pageHeaderSize+count*elementSize > len(b) {
 		return damaged("page %d has more elements than fit", id)
 	}
+	var child uint64 // of the branch element before
 	var last []byte
 	for i := range count {
 		e := b[pageHeaderSize+i*elementSize:]
@@ -207,21 +217,33 @@ func (w *walker) elements(id uint64, b []byte, depth int, inline bool) error {
 			return damaged("element %d of page %d lies outside of it", i, id)
 		}
 		key, value := e[pos:pos+ksize], e[pos+ksize:pos+ksize+vsize]
-		if ksize == 0 || (i > 0 && bytes.Compare(last, key) >= 0) {
+		if ksize == 0 || (i > 0 && bytes.Compare(last, key) >= 0) || !in.hold(key) {
 			return damaged("the keys of page %d are not in order", id)
 		}
-		last = key
-		if err := w.element(id, flags, e, value, depth); err != nil {
+		var err error
+		switch {
+		case flags == flagLeaf:
+			err = w.leaf(id, e, value, depth)
+		case i > 0:
+			err = w.page(child, depth+1, bounds{last, key})
+		}
+		if err != nil {
 			return err
 		}
+		last = key
+		if flags == flagBranch {
+			child = order.Uint64(e[8:])
+		}
+	}
+	if flags == flagBranch {
+		return w.page(child, depth+1, bounds{last, in.high})
 	}
 	return nil
 }
 
-func (w *walker) element(id uint64, flags uint16, e, value []byte, depth int) error {
+// leaf looks into an element of a leaf page: a bucket leads to another tree.
+func (w *walker) leaf(id uint64, e, value []byte, depth int) error {
 	switch {
-	case flags == flagBranch:
-		return w.page(order.Uint64(e[8:]), depth+1)
 	case order.Uint32(e) == 0:
 		return nil
 	case order.Uint32(e) != bucketLeaf:
@@ -230,12 +252,12 @@ func (w *walker) element(id uint64, flags uint16, e, value []byte, depth int) er
 		return damaged("a bucket in page %d is cut off", id)
 	}
 	if root := order.Uint64(value); root != 0 {
-		return w.page(root, depth+1)
+		return w.page(root, depth+1, bounds{})
 	}
 	if len(value) < bucketSize+pageHeaderSize {
 		return damaged("a bucket in page %d is cut off", id)
 	}
-	return w.elements(id, value[bucketSize:], depth+1, true)
+	return w.elements(id, value[bucketSize:], depth+1, bounds{}, true)
 }
 
 // freelist checks that no page in use is on the free list: bbolt would hand it
