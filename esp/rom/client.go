@@ -417,7 +417,7 @@ func (c *Client) exchangeRounds(ctx context.Context, n int, done *int) error {
 			return fmt.Errorf("%w: %d of %d answers to SYNC", ErrNoise, len(res.good), syncReplies)
 		}
 		for _, r := range res.good {
-			if !bytes.Equal(r.append(nil), res.good[0].append(nil)) {
+			if !bytes.Equal(r.encode(), res.good[0].encode()) {
 				return fmt.Errorf("%w: answers to SYNC that differ", ErrNoise)
 			}
 		}
@@ -438,7 +438,7 @@ func (c *Client) exchangeRounds(ctx context.Context, n int, done *int) error {
 				return fmt.Errorf("%w: a register that reads differently", ErrNoise)
 			}
 			*done += len(slip.Encode(packet(OpReadReg, words(c.macRegister()), 0)))
-			*done += len(slip.Encode(reply{op: OpReadReg, value: a.Value, body: make([]byte, statusSize)}.append(nil)))
+			*done += len(slip.Encode(reply{op: OpReadReg, value: a.Value, body: make([]byte, statusSize)}.encode()))
 			*done -= ignored
 		}
 	}

@@ -34,18 +34,30 @@ const (
 
 var diagnoses = [...]struct{ what, next string }{
 	Silent: {"the chip is silent", "check power, cable and port, and that TX of the board reaches RX of the adapter"},
-	DownloadDisabled: {"the chip says that its download mode is disabled",
-		"nothing over serial will change this board again; if it is not a finished unit, set it aside"},
-	BootedNormally: {"the chip booted from flash instead of waiting for a download",
-		"check that DTR and RTS reach IO0 and EN, or hold the boot button during reset"},
-	LoaderDeaf: {"the loader waits but does not answer",
-		"check that TX of the adapter reaches RX of the board"},
-	SecureDownload: {"the loader waits in Secure Download Mode but does not answer",
-		"check that TX of the adapter reaches RX of the board"},
-	StubRunning: {"a flasher stub of another tool answers: the chip was not reset",
-		"check that RTS reaches EN, or power-cycle the board"},
-	Garbage: {"what the chip sends is no text",
-		"check ground and signal level, and that no other program uses the port; a chip whose ROM runs at another rate needs a reset"},
+	DownloadDisabled: {
+		"the chip says that its download mode is disabled",
+		"nothing over serial will change this board again; if it is not a finished unit, set it aside",
+	},
+	BootedNormally: {
+		"the chip booted from flash instead of waiting for a download",
+		"check that DTR and RTS reach IO0 and EN, or hold the boot button during reset",
+	},
+	LoaderDeaf: {
+		"the loader waits but does not answer",
+		"check that TX of the adapter reaches RX of the board",
+	},
+	SecureDownload: {
+		"the loader waits in Secure Download Mode but does not answer",
+		"check that TX of the adapter reaches RX of the board",
+	},
+	StubRunning: {
+		"a flasher stub of another tool answers: the chip was not reset",
+		"check that RTS reaches EN, or power-cycle the board",
+	},
+	Garbage: {
+		"what the chip sends is no text",
+		"check ground and signal level, and that no other program uses the port; a chip whose ROM runs at another rate needs a reset",
+	},
 }
 
 // String says what was found.
@@ -64,7 +76,7 @@ func (d Diagnosis) NextStep() string {
 	return diagnoses[d].next
 }
 
-// ConnectError: no loader answered.
+// ConnectError says that no loader answered, and what the chip did instead.
 type ConnectError struct {
 	Port      string
 	Attempts  int

@@ -1,7 +1,6 @@
 package rom
 
 import (
-	"bytes"
 	"context"
 	"crypto/md5"
 	"encoding/binary"
@@ -23,7 +22,7 @@ type loader struct {
 	model chip.Model
 	info  PortInfo
 	boot  string // printed after a reset
-	flash []byte
+	flash []byte // all 0 until it is erased; there from the first flash command on
 	size  uint32
 	regs  map[uint32]uint32
 
@@ -64,7 +63,7 @@ type arrival struct {
 func newLoader(m chip.Model) *loader {
 	l := &loader{
 		model: m, info: PortInfo{Name: "model", Lines: true},
-		flash: bytes.Repeat([]byte{0x00}, 4<<20), size: 2 << 20, regs: map[uint32]uint32{},
+		size: 2 << 20, regs: map[uint32]uint32{},
 		rng: rand.New(rand.NewPCG(7, 7)), baud: 115200, hostBaud: 115200, damageAt: -1, lastOp: 8,
 	}
 	switch m.Name {
@@ -225,8 +224,8 @@ func (l *loader) SetLines(_ context.Context, dtr, rts bool) error {
 		return ErrNoLines
 	}
 	l.lineLog = append(l.lineLog, fmt.Sprintf("%d%d", number(dtr), number(rts)))
-	inReset := l.rts && !l.dtr
-	if inReset && !(rts && !dtr) {
+	wasReset, isReset := l.rts && !l.dtr, rts && !dtr
+	if wasReset && !isReset {
 		l.lineLog = append(l.lineLog, "reset")
 		l.restart()
 	}
@@ -342,6 +341,9 @@ func (l *loader) frame(raw []byte) {
 	if l.secure && slices.Contains([]byte{0x09, 0x0A, 0x0E, 0x13}, op) {
 		l.refuse()
 		return
+	}
+	if l.flash == nil && slices.Contains([]byte{0x02, 0x03, 0x0E, 0x13}, op) {
+		l.flash = make([]byte, 4<<20)
 	}
 	const soon = time.Millisecond
 	switch op {

@@ -117,12 +117,12 @@ func parseReply(frame []byte) (reply, error) {
 	}, nil
 }
 
-// append is the inverse of parseReply.
-func (r reply) append(dst []byte) []byte {
-	dst = append(dst, dirReply, byte(r.op))
-	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(r.body)))
-	dst = binary.LittleEndian.AppendUint32(dst, r.value)
-	return append(dst, r.body...)
+// encode is the inverse of parseReply.
+func (r reply) encode() []byte {
+	p := []byte{dirReply, byte(r.op)}
+	p = binary.LittleEndian.AppendUint16(p, uint16(len(r.body)))
+	p = binary.LittleEndian.AppendUint32(p, r.value)
+	return append(p, r.body...)
 }
 
 // refusal reports the ROM's answer to a command that it does not know or does

@@ -1,6 +1,13 @@
 // Package rom is a client of the serial loader in the mask ROM of ESP32-family
-// chips (and of the vendor's flasher stub, where it runs): connecting, commands,
-// status codes as errors, reset sequences.
+// chips: connecting, commands as structs, status codes as errors, reset sequences.
+// It runs no code on the chip: the vendor's flasher stub is not used, and one that
+// another tool left running is reported.
+//
+// It promises that noise on the line costs retries only. Flash data is
+// checksummed and checked; registers are not, so what decides anything is read
+// until two readings agree. A refusal is an error at once, an unplugged port too,
+// and every call ends within 100 ms of its context's end. Traces and errors carry
+// no key bytes.
 //
 // It owns no serial port: it borrows a [Port].
 package rom

@@ -40,17 +40,23 @@ func TestRequests(t *testing.T) {
 		req  func(*Client) (request, error)
 		want string
 	}{
-		{"FLASH_BEGIN encrypted", c3, FlashBegin{Size: 0x100, Blocks: 1, BlockSize: 0x400, Offset: 0x1000, Encrypted: true}.request,
-			"0002140000000000" + "00010000" + "01000000" + "00040000" + "00100000" + "01000000"},
+		{
+			"FLASH_BEGIN encrypted", c3, FlashBegin{Size: 0x100, Blocks: 1, BlockSize: 0x400, Offset: 0x1000, Encrypted: true}.request,
+			"0002140000000000" + "00010000" + "01000000" + "00040000" + "00100000" + "01000000",
+		},
 		{"FLASH_DATA", c3, FlashData{Sequence: 2, Data: []byte{1, 2, 4}}.request, "00031300e8000000" + "03000000" + "02000000" + "00000000" + "00000000" + "010204"},
 		{"FLASH_END", c3, FlashEnd{Reboot: true}.request, "0004040000000000" + "00000000"},
 		{"FLASH_END run", c3, FlashEnd{}.request, "0004040000000000" + "01000000"},
-		{"FLASH_DEFL_BEGIN", e32, FlashDeflBegin{Size: 0x400, Blocks: 1, BlockSize: 0x400, Offset: 0x1000}.request,
-			"0010100000000000" + "00040000" + "01000000" + "00040000" + "00100000"},
+		{
+			"FLASH_DEFL_BEGIN", e32, FlashDeflBegin{Size: 0x400, Blocks: 1, BlockSize: 0x400, Offset: 0x1000}.request,
+			"0010100000000000" + "00040000" + "01000000" + "00040000" + "00100000",
+		},
 		{"FLASH_DEFL_DATA", e32, FlashDeflData{Sequence: 1, Data: []byte{0xEF}}.request, "0011110000000000" + "01000000" + "01000000" + "0000000000000000" + "ef"},
 		{"FLASH_DEFL_END", e32, FlashDeflEnd{Reboot: true}.request, "0012040000000000" + "00000000"},
-		{"MEM_BEGIN", e32, MemBegin{Size: 0x10, Blocks: 1, BlockSize: 0x1800, Address: 0x40080000}.request,
-			"0005100000000000" + "10000000" + "01000000" + "00180000" + "00000840"},
+		{
+			"MEM_BEGIN", e32, MemBegin{Size: 0x10, Blocks: 1, BlockSize: 0x1800, Address: 0x40080000}.request,
+			"0005100000000000" + "10000000" + "01000000" + "00180000" + "00000840",
+		},
 		{"MEM_DATA", e32, MemData{Data: []byte{0}}.request, "00071100ef000000" + "01000000" + "00000000" + "0000000000000000" + "00"},
 		{"MEM_END stay", e32, MemEnd{}.request, "0006080000000000" + "01000000" + "00000000"},
 		{"MEM_END run", e32, MemEnd{Entry: 0x40080400}.request, "0006080000000000" + "00000000" + "00040840"},
@@ -84,8 +90,11 @@ func TestTimeouts(t *testing.T) {
 		size uint32
 		want time.Duration
 	}{
-		{perMegabyte, 0, 3 * time.Second}, {perMegabyte, 1_000_000, 40 * time.Second}, {md5PerMegabyte, 1_000_000, 8 * time.Second},
-		{md5PerMegabyte, 100, 3 * time.Second}, {perMegabyte, 1 << 31, 240 * time.Second},
+		{perMegabyte, 0, 3 * time.Second},
+		{perMegabyte, 1_000_000, 40 * time.Second},
+		{md5PerMegabyte, 1_000_000, 8 * time.Second},
+		{md5PerMegabyte, 100, 3 * time.Second},
+		{perMegabyte, 1 << 31, 240 * time.Second},
 	} {
 		if got := sized(tc.per, tc.size); got != tc.want {
 			t.Errorf("sized(%v, %d) = %v, want %v", tc.per, tc.size, got, tc.want)
@@ -321,6 +330,41 @@ func TestFlashNoise(t *testing.T) {
 	}
 }
 
+// TestWriteFlashEveryByte damages every byte of a short write in turn, on a line
+// that has shown noise before: what no checksum covers, an address or a length, is
+// found and written again.
+func TestWriteFlashEveryByte(t *testing.T) {
+	m := model(t, "esp32c3")
+	data := random(4, 0x400)
+	write := func(t *testing.T, at int, by byte) (l *loader, total int) {
+		synctest.Test(t, func(t *testing.T) {
+			l = newLoader(m)
+			l.damageAt, l.damageBy = at, by
+			c := detected(t, l)
+			c.noise = 1
+			if err := c.WriteFlash(t.Context(), 0x10000, data, nil); err != nil {
+				t.Fatalf("byte %d: %v", at, err)
+			}
+			if !bytes.Equal(l.flash[0x10000:0x10400], data) {
+				t.Errorf("byte %d: the flash does not hold the data", at)
+			}
+			total = l.seen
+		})
+		return l, total
+	}
+	_, total := write(t, -1, 0)
+	for at := range total {
+		if at > 100 && at < 1000 && at%13 != 0 {
+			continue // the block's bytes are all alike
+		}
+		for _, by := range []byte{0x01, 0x10, 0x80} {
+			if l, _ := write(t, at, by); l.hits != 1 {
+				t.Errorf("byte %d was not damaged", at)
+			}
+		}
+	}
+}
+
 // TestRegisterNoise: what is read on a line with one byte in 1000 damaged is
 // right or an error.
 func TestRegisterNoise(t *testing.T) {
@@ -444,7 +488,7 @@ func TestExchangeTest(t *testing.T) {
 			}
 		})
 		for at := range clean {
-			if at > 400 && at%7 != 0 || ignoredByte(at, secure) {
+			if at > 400 && at%61 != 0 || ignoredByte(at, secure) {
 				continue
 			}
 			synctest.Test(t, func(t *testing.T) {
@@ -507,7 +551,7 @@ func TestConnectDiagnosis(t *testing.T) {
 				if !errors.As(err, &refused) || refused.Diagnosis != tc.want || refused.Attempts != tc.attempts {
 					t.Fatalf("%+v, want %v after %d attempts", err, tc.want, tc.attempts)
 				}
-				if tc.want != Garbage && !bytes.Contains(refused.Text, []byte(strings.Trim(tc.boot, "\xc0"))) {
+				if tc.want != Garbage && !bytes.Contains(refused.Text, bytes.Trim([]byte(tc.boot), "\xc0")) {
 					t.Errorf("text %q", refused.Text)
 				}
 				if !strings.Contains(err.Error(), refused.Diagnosis.NextStep()) || refused.Diagnosis.NextStep() == "" {
@@ -521,7 +565,7 @@ func TestConnectDiagnosis(t *testing.T) {
 // stubPort answers SYNC as the vendor's stub does, with a value of 0.
 type stubPort struct{ *loader }
 
-func (s stubPort) Write(ctx context.Context, p []byte) (int, error) {
+func (s stubPort) Write(_ context.Context, p []byte) (int, error) {
 	s.value = 0
 	s.say(slip.Encode([]byte{1, 8, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0}), 0)
 	return len(p), nil
@@ -820,10 +864,13 @@ func TestAutoReset(t *testing.T) {
 		want    []string
 		took    time.Duration
 	}{
-		{false, 0, tight, 150 * time.Millisecond}, {false, 1, tight, 650 * time.Millisecond},
-		{false, 2, classicSteps, 150 * time.Millisecond}, {false, 3, classicSteps, 650 * time.Millisecond},
+		{false, 0, tight, 150 * time.Millisecond},
+		{false, 1, tight, 650 * time.Millisecond},
+		{false, 2, classicSteps, 150 * time.Millisecond},
+		{false, 3, classicSteps, 650 * time.Millisecond},
 		{false, 4, tight, 150 * time.Millisecond},
-		{true, 0, classicSteps, 150 * time.Millisecond}, {true, 1, classicSteps, 650 * time.Millisecond},
+		{true, 0, classicSteps, 150 * time.Millisecond},
+		{true, 1, classicSteps, 650 * time.Millisecond},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			l := newLoader(model(t, "esp32"))
@@ -1014,7 +1061,7 @@ func FuzzReply(f *testing.F) {
 			}
 			return
 		}
-		if got := r.append(nil); !bytes.Equal(got, frame) {
+		if got := r.encode(); !bytes.Equal(got, frame) {
 			t.Fatalf("%x re-encodes as %x", frame, got)
 		}
 		for _, lengths := range [][]int{noData, {32}, {slowRead}, {securityInfoLong, securityInfoShort}} {
