@@ -652,7 +652,19 @@ func (s *session) read(ctx context.Context, p []byte) (n int, err error) {
 	return n, err
 }
 
-func (s *session) write(ctx context.Context, p []byte) (int, error) {
+// writeChunk is how much data is encoded and sent at once.
+const writeChunk = 16 << 10
+
+func (s *session) write(ctx context.Context, p []byte) (n int, err error) {
+	for err == nil && n < len(p) {
+		var m int
+		m, err = s.writeSome(ctx, p[n:min(len(p), n+writeChunk)])
+		n += m
+	}
+	return n, err
+}
+
+func (s *session) writeSome(ctx context.Context, p []byte) (int, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
@@ -660,8 +672,7 @@ func (s *session) write(ctx context.Context, p []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	encoded := appendData(make([]byte, 0, len(p)+len(p)/64), p)
-	n, err := s.sendBytes(ctx, encoded)
+	n, err := s.sendBytes(ctx, appendData(make([]byte, 0, len(p)+len(p)/64), p))
 	sent, cut := dataSent(p, n)
 	if err != nil && cut {
 		s.end(fmt.Errorf("a write was cut inside an escape (%w): reopen the port", err))

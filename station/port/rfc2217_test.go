@@ -1,6 +1,7 @@
 package port_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -162,10 +163,7 @@ func TestRFC2217WriteEnds(t *testing.T) {
 	if err := p.SetLines(t.Context(), true, true); err != nil {
 		t.Fatal(err)
 	}
-	ff := make([]byte, 32<<20)
-	for i := range ff {
-		ff[i] = 0xFF
-	}
+	ff := bytes.Repeat([]byte{0xFF}, 32<<20)
 	fastest(t, 100*time.Millisecond, func() time.Duration {
 		return lateBy(t, func(ctx context.Context) error {
 			_, err := p.Write(ctx, ff)
