@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -53,7 +54,6 @@ func Build(m chip.Model, r *recipe.Recipe, files []recipe.File) (*Layout, error)
 		return nil, b.refusals
 	}
 	b.rest()
-	b.warn()
 	return b.l, nil
 }
 
@@ -272,7 +272,34 @@ func (b *builder) bootloader(f recipe.File) {
 		b.refuse(f, nextRebuild, "this is an application (%v), not a bootloader", img.AppDesc)
 		return
 	}
-	b.add(f, Region{Name: string(Bootloader), Kind: Bootloader, Encrypt: true, Image: img}, 0)
+	if img, f.Data = b.flashSize(f, img); img != nil {
+		b.add(f, Region{Name: string(Bootloader), Kind: Bootloader, Encrypt: true, Image: img}, 0)
+	}
+}
+
+// flashSize makes the bootloader's header say the recipe's flash size, with its
+// hash made anew. ESP-IDF's build leaves that to the tool that flashes, and its
+// bootloader believes the header: a table that ends beyond it is refused at boot
+// (bootloader_support/src/flash_partitions.c). This is plaintext and not signed,
+// as signed images are refused before; ciphertext is never touched.
+func (b *builder) flashSize(f recipe.File, img *image.Image) (*image.Image, []byte) {
+	if img.Header.SPISize.Bytes() == uint32(b.r.FlashSize) {
+		return img, f.Data
+	}
+	b.l.Warnings = append(b.l.Warnings, fmt.Sprintf(
+		"%s: the bootloader's header says %s of flash; it is written as %s, as the vendor's tools do (set CONFIG_ESPTOOLPY_FLASHSIZE to have it in the build)",
+		f.Path, recipe.Size(img.Header.SPISize.Bytes()), b.r.FlashSize))
+	own := *img
+	own.Header.SPISize = image.SPISize(bits.TrailingZeros32(uint32(b.r.FlashSize) >> 20)) //nolint:gosec // 0 to 7
+	data, err := own.MarshalBinary()
+	if err == nil {
+		img, err = image.Parse(data)
+	}
+	if err != nil {
+		b.refuse(f, nextRebuild, "the flash size in its header cannot be set: %v", err)
+		return nil, nil
+	}
+	return img, data
 }
 
 func (b *builder) app(f recipe.File, e partition.Entry, region Region) {
@@ -417,26 +444,3 @@ func (b *builder) written(offset uint32) bool {
 // roundUp gives the next sector. Flash sizes are whole sectors, and so no
 // partition inside the flash rounds up beyond 32 bits.
 func roundUp(addr uint64) uint32 { return uint32((addr + Sector - 1) / Sector * Sector) }
-
-// warn notes what will probably not boot, but is not certain enough to refuse.
-func (b *builder) warn() {
-	var last partition.Entry
-	for _, e := range b.l.Table.Entries {
-		if e.End() > last.End() {
-			last = e
-		}
-	}
-	for _, r := range b.l.Regions {
-		if r.Kind != Bootloader || r.Image == nil {
-			continue
-		}
-		// esptool corrects these header bytes while it flashes. Here images go to
-		// flash as they were built (ESP-IDF bootloader_support/src/flash_partitions.c
-		// refuses such a table at boot).
-		if size := r.Image.Header.SPISize.Bytes(); last.End() > uint64(size) {
-			b.l.Warnings = append(b.l.Warnings, fmt.Sprintf(
-				"%s: the bootloader's header says %s of flash, and %v ends beyond that: ESP-IDF's bootloader refuses such a table; build with CONFIG_ESPTOOLPY_FLASHSIZE set to %s",
-				r.File, recipe.Size(size), last, b.r.FlashSize))
-		}
-	}
-}

@@ -19,7 +19,9 @@
 //   - otadata is always written. Erased flash would decrypt to noise, which the
 //     bootloader does not take for the initial state (esp-facts D.1).
 //
-// Images go to flash as the build made them. Nothing here changes a header.
+// Images go to flash as the build made them, with one exception: the flash size in
+// the bootloader's header becomes the recipe's, as ESP-IDF expects of the tool that
+// flashes (docs/decisions/0005). Ciphertext and signed images are never changed.
 package layout
 
 import (

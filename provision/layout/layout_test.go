@@ -392,23 +392,34 @@ func plainStorage() []partition.Entry {
 	return e
 }
 
-// The bootloader's header is written as it was built, so its flash size matters.
-func TestWarning(t *testing.T) {
+// ESP-IDF's bootloader believes the flash size in its own header, so what goes to
+// flash has the recipe's, and is a valid image with nothing else changed.
+func TestFlashSizeInHeader(t *testing.T) {
 	m := model(t, "esp32c3")
 	boot := bootSpec(m)
 	boot.SPISize = image.SPISize2MB
-	files := replace(product(t, m), file(0, "boot.bin", mustBuild(t, boot)))
-	e := append(rows(), entry(partition.TypeData, partition.DataFAT, 0x1ff000, 0x2000, "far", 0))
-	l, err := Build(m, recipeFor(t, m.Name), replace(files, file(0x8000, "table.bin", table(t, e...))))
+	built := mustBuild(t, boot)
+	l, err := Build(m, recipeFor(t, m.Name), replace(product(t, m), file(0, "boot.bin", built)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(l.Warnings) != 1 || !strings.Contains(l.Warnings[0], "boot.bin: the bootloader's header says 2MB of flash") ||
-		!strings.Contains(l.Warnings[0], "CONFIG_ESPTOOLPY_FLASHSIZE set to 4MB") {
+	if len(l.Warnings) != 1 || !strings.Contains(l.Warnings[0], "boot.bin: the bootloader's header says 2MB of flash; it is written as 4MB") {
 		t.Errorf("warnings: %q", l.Warnings)
 	}
-	// With the same header and a table that fits there is nothing to say.
-	if l, err = Build(m, recipeFor(t, m.Name), files); err != nil || len(l.Warnings) != 0 {
+	r := l.Regions[0]
+	img, err := image.Parse(r.Plain)
+	if err != nil || r.Kind != Bootloader || img.Header.SPISize != image.SPISize4MB {
+		t.Fatalf("%s: %+v, %v", r.Kind, img, err)
+	}
+	if r.FileSHA256 != sha256.Sum256(built) {
+		t.Error("the file's hash is not that of the file")
+	}
+	for i, v := range built {
+		if hash := i >= img.Length-sha256.Size; v != r.Plain[i] && i != 3 && !hash {
+			t.Errorf("byte %d was changed", i)
+		}
+	}
+	if l, err = Build(m, recipeFor(t, m.Name), product(t, m)); err != nil || len(l.Warnings) != 0 {
 		t.Errorf("%q, %v", l.Warnings, err)
 	}
 }
@@ -950,7 +961,7 @@ func TestRealImages(t *testing.T) {
 			if !slices.Equal(erased, want) {
 				t.Errorf("erased %v, want %v", erased, want)
 			}
-			// Both headers say 2MB; esptool would have changed them while flashing.
+			// Both headers say 2MB, which is set right on the way to flash.
 			if len(l.Warnings) != 1 || !strings.Contains(l.Warnings[0], "says 2MB of flash") {
 				t.Errorf("warnings: %q", l.Warnings)
 			}

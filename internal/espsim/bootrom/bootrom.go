@@ -39,8 +39,7 @@
 //     itself or an unused header byte is damaged.
 //   - A segment that reaches beyond the flash hangs the ROM until the watchdog.
 //   - ESP-IDF's bootloader takes the flash size from its own header, because
-//     flashing tools patch it there. [Input.HeaderFlashSize] asks for that; the
-//     default is the size of the flash itself.
+//     flashing tools patch it there.
 //   - A partition table without MD5 row passes the bootloader, as in ESP-IDF.
 //     The app then stops with "No MD5 found in partition table".
 //   - The bootloader was built without rollback and anti-rollback, and it writes
@@ -68,9 +67,6 @@ type Input struct {
 
 	Flash     io.ReaderAt // raw content, ciphertext if it holds ciphertext
 	FlashSize uint32      // in bytes
-	// HeaderFlashSize makes the second stage believe the flash size in the
-	// bootloader's own header, as ESP-IDF does, instead of FlashSize.
-	HeaderFlashSize bool
 	// PartitionTable is the flash address of the table; 0 stands for
 	// DefaultPartitionTable.
 	PartitionTable uint32

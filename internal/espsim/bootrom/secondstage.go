@@ -97,7 +97,7 @@ func (b *boot) loadTable(h imageHeader) (table, bool) {
 
 func (b *boot) parseTable(h imageHeader) (t table, names []string, ok bool) {
 	size := b.in.FlashSize
-	if b.in.HeaderFlashSize && h.flashSize() != 0 {
+	if h.flashSize() != 0 {
 		size = h.flashSize()
 	}
 	raw, err := b.flash.read(b.in.PartitionTable, tableLen)
