@@ -117,8 +117,12 @@ func TestRFC2217DataBetweenAnswers(t *testing.T) {
 
 func TestRFC2217AnswersServer(t *testing.T) {
 	s := newServer(t, func(s *server) {
-		// DO ECHO, WILL STATUS, a signature query, and WILL COM-PORT, GA, NOP.
-		s.hello = []byte{255, 253, 1, 255, 251, 5, 255, 250, 44, 100, 255, 240, 255, 251, 44, 255, 249, 255, 241}
+		// DO COM-PORT twice, which wants no answer, DO ECHO, WILL STATUS, a signature
+		// query, and WILL COM-PORT, GA, NOP.
+		s.hello = []byte{
+			255, 253, 44, 255, 253, 44, 255, 253, 1, 255, 251, 5,
+			255, 250, 44, 100, 255, 240, 255, 251, 44, 255, 249, 255, 241,
+		}
 	})
 	p := open(t, s.name(), port.Options{})
 	// The answers are on their way by now, but by another goroutine.
@@ -126,6 +130,9 @@ func TestRFC2217AnswersServer(t *testing.T) {
 	for len(want) > 0 {
 		for _, what := range whats(s.take()) {
 			delete(want, what)
+			if strings.HasPrefix(what, "again") {
+				t.Errorf("an option was answered that was on: %s", what)
+			}
 		}
 		if err := p.Discard(t.Context()); err != nil {
 			t.Fatalf("%v; not answered: %v", err, want)

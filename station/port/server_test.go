@@ -213,6 +213,8 @@ func (c *serverConn) command(r *bufio.Reader, cmd byte, active map[[2]byte]bool)
 		} else if !active[[2]byte{cmd, opt}] {
 			active[[2]byte{cmd, opt}] = true
 			c.raw(0xFF, yes, opt)
+		} else {
+			c.s.note(c.reads, "again %d %d", cmd, opt)
 		}
 	case 252, 254:
 		opt, err := r.ReadByte()

@@ -21,7 +21,7 @@ import (
 // tty is a serial device or the slave side of a PTY.
 //
 // It holds two descriptors of the device. go.bug.st/serial owns one: it sets
-// raw mode and the rate, flushes, drains, and claims the device with TIOCEXCL.
+// raw mode and the rate, drains, and claims the device with TIOCEXCL.
 // The other one is ours, non-blocking and in Go's poller. Data goes through it,
 // because a read of go.bug.st/serial can only be ended by a time-out, which it
 // reports as (0, nil); here a context's end or a hang-up wakes it at once, and
@@ -240,10 +240,7 @@ func (t *tty) Write(ctx context.Context, p []byte) (int, error) {
 
 func (t *tty) Discard(ctx context.Context) error {
 	err := t.control(ctx, func(d *device) error {
-		if err := d.s.ResetInputBuffer(); err != nil {
-			return err
-		}
-		// What the driver passed on meanwhile is still there.
+		// TCIFLUSH would leave what the driver is just passing on.
 		return d.raw(func(fd int) error {
 			var buf [4096]byte
 			for {
