@@ -196,9 +196,17 @@ func (c *Client) exchange(ctx context.Context, req request) (reply, []byte, erro
 		}
 	}
 	c.settle = false
-	c.queue = nil // the loader speaks when it is asked: these answer nothing
+	// The loader speaks when it is asked: these answer nothing. But what stands
+	// there may be the beginning of a reset's banner.
+	var text []byte
+	for _, it := range c.queue {
+		if it.Kind == slip.Text {
+			text = append(text, it.Data...)
+		}
+	}
+	c.queue = nil
 
-	r, data, err := c.transact(ctx, req)
+	r, data, err := c.transact(ctx, req, text)
 	switch {
 	case err == nil:
 		return r, data, nil
@@ -215,7 +223,11 @@ func (c *Client) exchange(ctx context.Context, req request) (reply, []byte, erro
 	return r, nil, err
 }
 
-func (c *Client) transact(ctx context.Context, req request) (reply, []byte, error) {
+// transact sends and waits. text is what came since the last answer.
+func (c *Client) transact(ctx context.Context, req request, text []byte) (reply, []byte, error) {
+	if resetText(text) {
+		return reply{}, nil, fmt.Errorf("%s: %w: check the supply, then connect again", req.op, ErrChipReset)
+	}
 	p := packet(req.op, req.data, req.sum)
 	c.trace(Sent, req.op.String(), req.summary, len(p))
 	if err := c.write(ctx, slip.Encode(p)); err != nil {
@@ -231,7 +243,6 @@ func (c *Client) transact(ctx context.Context, req request) (reply, []byte, erro
 			}
 		}
 	}
-	var text []byte
 	for range maxStrangeFrames {
 		it, err := c.next(ctx, until)
 		switch {
