@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/flashcrypt"
 	"github.com/provisiond/provisiond/internal/secret"
 )
 
@@ -88,7 +89,33 @@ func (k Key) Fingerprint() Fingerprint {
 }
 
 // Fits reports whether the key has a length of the scheme.
-func (k Key) Fits(s chip.Scheme) error { return checkKeyLen(s, k.Len()) }
+func (k Key) Fits(s chip.Scheme) error {
+	if k.Len() == 0 {
+		return ErrKeyEmpty
+	}
+	return checkKeyLen(s, k.Len())
+}
+
+// Cipher makes the cipher that the chip has with this key. flashCryptConfig is
+// the eFuse field FLASH_CRYPT_CONFIG of the ESP32 and 0 for every other scheme.
+// The cipher holds the key on its own: wipe both.
+func (k Key) Cipher(scheme chip.Scheme, flashCryptConfig uint8) (flashcrypt.Cipher, error) {
+	if err := k.Fits(scheme); err != nil {
+		return nil, err
+	}
+	if err := checkCryptConfig(scheme, flashCryptConfig); err != nil {
+		return nil, err
+	}
+	var c flashcrypt.Cipher
+	err := k.Use(func(key []byte) (err error) {
+		c, err = flashcrypt.New(scheme, key, flashCryptConfig)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("keystore: cipher: %w", err)
+	}
+	return c, nil
+}
 
 // Format prints a placeholder for every verb.
 func (k Key) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(secret.Redacted)) }
@@ -171,6 +198,18 @@ func checkKeyLen(s chip.Scheme, n int) error {
 	}
 	if !slices.Contains(lens, n) {
 		return fmt.Errorf("keystore: a key of scheme %s has %d bytes, not %d", s, lens[0], n)
+	}
+	return nil
+}
+
+// checkCryptConfig: FLASH_CRYPT_CONFIG has four bits, on the ESP32 only
+// (esp-facts C.1).
+func checkCryptConfig(s chip.Scheme, config uint8) error {
+	switch {
+	case config > 0xF:
+		return fmt.Errorf("keystore: FLASH_CRYPT_CONFIG 0x%x has more than four bits", config)
+	case config != 0 && s != chip.SchemeESP32:
+		return fmt.Errorf("keystore: scheme %s has no FLASH_CRYPT_CONFIG: give 0", s)
 	}
 	return nil
 }

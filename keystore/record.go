@@ -23,7 +23,6 @@ const (
 	maxPartitionTable = 0x1000 // its flash sector (esp-facts D.3)
 	minFlash          = 256 << 10
 	maxFlash          = 1 << 30
-	maxCryptConfig    = 0xF // FLASH_CRYPT_CONFIG has four bits (esp-facts C.1)
 )
 
 // Record is all that is kept for one key of one unit: enough to encrypt for
@@ -99,7 +98,7 @@ func (m Meta) validate() error {
 		return fieldError("scheme", "does not belong to the chip: the ESP32, and only it, has scheme esp32")
 	case m.Fingerprint.IsZero():
 		return fieldError("fingerprint", "is missing")
-	case m.FlashCryptConfig > maxCryptConfig, m.FlashCryptConfig != 0 && m.Scheme != chip.SchemeESP32:
+	case checkCryptConfig(m.Scheme, m.FlashCryptConfig) != nil:
 		return fieldError("flash_crypt_config", "is 0 to 15 on the ESP32 and 0 on every other chip")
 	case m.FlashSize < minFlash || m.FlashSize > maxFlash || m.FlashSize&(m.FlashSize-1) != 0:
 		return fieldError("flash_size", "is not a power of two from 256 KiB to 1 GiB, in bytes")
@@ -258,7 +257,7 @@ func parseRecord(in *canon.Reader) (r Record, err error) {
 	in.Field(false, "fingerprint")
 	r.Fingerprint = readFingerprint(in, "fingerprint")
 	in.Field(false, "flash_crypt_config")
-	r.FlashCryptConfig = uint8(in.Uint("flash_crypt_config", maxCryptConfig))
+	r.FlashCryptConfig = uint8(in.Uint("flash_crypt_config", 0xF))
 	in.Field(false, "partition_table")
 	r.PartitionTable = in.Hex("partition_table", maxPartitionTable)
 	in.Field(false, "flash_size")

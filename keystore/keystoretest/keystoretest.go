@@ -244,10 +244,12 @@ func testCreateOnly(t *testing.T, h Harness) {
 	r := NewRecord(t, Simulated(1))
 	create(t, s, r)
 	for name, change := range map[string]func(*keystore.Record){
-		"job":             func(r *keystore.Record) { r.Job = "job-2" },
-		"partition table": func(r *keystore.Record) { r.PartitionTable = append(slices.Clone(r.PartitionTable), make([]byte, 32)...) },
-		"flash size":      func(r *keystore.Record) { r.FlashSize *= 2 },
-		"created":         func(r *keystore.Record) { r.Created = r.Created.Add(time.Nanosecond) },
+		"job": func(r *keystore.Record) { r.Job = "job-2" },
+		"partition table": func(r *keystore.Record) {
+			r.PartitionTable = append(slices.Clone(r.PartitionTable), make([]byte, 32)...)
+		},
+		"flash size": func(r *keystore.Record) { r.FlashSize *= 2 },
+		"created":    func(r *keystore.Record) { r.Created = r.Created.Add(time.Nanosecond) },
 	} {
 		changed := r
 		change(&changed)
