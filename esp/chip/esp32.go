@@ -32,8 +32,11 @@ func esp32() Model {
 		Lockdown: Lockdown{
 			Enable: []Assignment{{"FLASH_CRYPT_CONFIG", 0xF}},
 			Fuses: []Assignment{
-				{"DISABLE_DL_ENCRYPT", 1}, {"DISABLE_DL_DECRYPT", 1}, {"DISABLE_DL_CACHE", 1},
-				{"JTAG_DISABLE", 1}, {"CONSOLE_DEBUG_DISABLE", 1},
+				{"DISABLE_DL_ENCRYPT", 1},
+				{"DISABLE_DL_DECRYPT", 1},
+				{"DISABLE_DL_CACHE", 1},
+				{"JTAG_DISABLE", 1},
+				{"CONSOLE_DEBUG_DISABLE", 1},
 			},
 			WriteProtect: []string{"DIS_CACHE"},
 			ReleaseFuse:  "UART_DOWNLOAD_DIS", ClosedFuse: "UART_DOWNLOAD_DIS", ClosedMinimum: 300,

@@ -35,16 +35,23 @@ func esp32c3() Model {
 		},
 		Lockdown: Lockdown{
 			Fuses: []Assignment{
-				{"DIS_DOWNLOAD_MANUAL_ENCRYPT", 1}, {"DIS_DOWNLOAD_ICACHE", 1},
-				{"DIS_PAD_JTAG", 1}, {"DIS_USB_JTAG", 1}, {"DIS_DIRECT_BOOT", 1},
+				{"DIS_DOWNLOAD_MANUAL_ENCRYPT", 1},
+				{"DIS_DOWNLOAD_ICACHE", 1},
+				{"DIS_PAD_JTAG", 1},
+				{"DIS_USB_JTAG", 1},
+				{"DIS_DIRECT_BOOT", 1},
 			},
 			WriteProtect: []string{"DIS_ICACHE"},
 			ReleaseFuse:  "ENABLE_SECURITY_DOWNLOAD", ClosedFuse: "DIS_DOWNLOAD_MODE",
 		},
 		magic: []uint32{0x6921506F, 0x1B31506F, 0x4881606F, 0x4361606F},
 		usbWatchdogs: []RegWrite{
-			{0x600080A8, 0x50D83AA1, 0xFFFFFFFF}, {0x60008090, 0, 0xFFFFFFFF}, {0x600080A8, 0, 0xFFFFFFFF},
-			{0x600080B0, 0x8F1D312A, 0xFFFFFFFF}, {0x600080AC, 1 << 31, 1 << 31}, {0x600080B0, 0, 0xFFFFFFFF},
+			{0x600080A8, 0x50D83AA1, 0xFFFFFFFF},
+			{0x60008090, 0, 0xFFFFFFFF},
+			{0x600080A8, 0, 0xFFFFFFFF},
+			{0x600080B0, 0x8F1D312A, 0xFFFFFFFF},
+			{0x600080AC, 1 << 31, 1 << 31},
+			{0x600080B0, 0, 0xFFFFFFFF},
 		},
 	}
 }

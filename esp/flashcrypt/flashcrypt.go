@@ -112,6 +112,8 @@ func inexactOverlap(a, b []byte) bool {
 	if len(a) == 0 || &a[0] == &b[0] {
 		return false
 	}
-	return uintptr(unsafe.Pointer(&a[0])) <= uintptr(unsafe.Pointer(&b[len(b)-1])) &&
-		uintptr(unsafe.Pointer(&b[0])) <= uintptr(unsafe.Pointer(&a[len(a)-1]))
+	//nolint:gosec // addresses are compared and never turned back into pointers
+	aFirst, aLast, bFirst, bLast := uintptr(unsafe.Pointer(&a[0])), uintptr(unsafe.Pointer(&a[len(a)-1])),
+		uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&b[len(b)-1]))
+	return aFirst <= bLast && bFirst <= aLast
 }

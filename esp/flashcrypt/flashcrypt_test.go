@@ -414,10 +414,17 @@ func TestKeyErrors(t *testing.T) {
 		config uint8
 		key    bool // the key's length is the fault
 	}{
-		{chip.SchemeESP32, 16, 0xF, true}, {chip.SchemeESP32, 31, 0xF, true}, {chip.SchemeESP32, 64, 0xF, true}, {chip.SchemeESP32, 0, 0xF, true},
+		{chip.SchemeESP32, 16, 0xF, true},
+		{chip.SchemeESP32, 31, 0xF, true},
+		{chip.SchemeESP32, 64, 0xF, true},
+		{chip.SchemeESP32, 0, 0xF, true},
 		{chip.SchemeESP32, 32, 0x10, false},
-		{chip.SchemeXTS128, 64, 0, true}, {chip.SchemeXTS128, 16, 0, true}, {chip.SchemeXTS256, 32, 0, true}, {chip.SchemeXTS256, 48, 0, true},
-		{chip.SchemeXTSDerived, 32, 0, true}, {"rot13", 32, 0, false},
+		{chip.SchemeXTS128, 64, 0, true},
+		{chip.SchemeXTS128, 16, 0, true},
+		{chip.SchemeXTS256, 32, 0, true},
+		{chip.SchemeXTS256, 48, 0, true},
+		{chip.SchemeXTSDerived, 32, 0, true},
+		{"rot13", 32, 0, false},
 	} {
 		got, err := New(c.scheme, make([]byte, c.n), c.config)
 		if err == nil || got != nil || errors.Is(err, ErrKeyLength) != c.key {

@@ -59,8 +59,11 @@ func (d *AppDesc) encode() ([]byte, error) {
 		off, n int
 		s      string
 	}{
-		{"version", 0x10, 32, d.Version}, {"project_name", 0x30, 32, d.ProjectName},
-		{"time", 0x50, 16, d.Time}, {"date", 0x60, 16, d.Date}, {"idf_ver", 0x70, 32, d.IDFVer},
+		{"version", 0x10, 32, d.Version},
+		{"project_name", 0x30, 32, d.ProjectName},
+		{"time", 0x50, 16, d.Time},
+		{"date", 0x60, 16, d.Date},
+		{"idf_ver", 0x70, 32, d.IDFVer},
 	} {
 		if len(f.s) > f.n || bytes.IndexByte([]byte(f.s), 0) >= 0 {
 			return nil, errAt(descOffset+f.off, "app_desc."+f.name, "%q does not fit: at most %d bytes, none of them zero", f.s, f.n)

@@ -290,7 +290,7 @@ func (b *builder) flashSize(f recipe.File, img *image.Image) (*image.Image, []by
 		"%s: the bootloader's header says %s of flash; it is written as %s, as the vendor's tools do (set CONFIG_ESPTOOLPY_FLASHSIZE to have it in the build)",
 		f.Path, recipe.Size(img.Header.SPISize.Bytes()), b.r.FlashSize))
 	own := *img
-	own.Header.SPISize = image.SPISize(bits.TrailingZeros32(uint32(b.r.FlashSize) >> 20)) //nolint:gosec // 0 to 7
+	own.Header.SPISize = image.SPISize(bits.TrailingZeros32(uint32(b.r.FlashSize) >> 20))
 	data, err := own.MarshalBinary()
 	if err == nil {
 		img, err = image.Parse(data)

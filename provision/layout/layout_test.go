@@ -335,8 +335,10 @@ func TestSummary(t *testing.T) {
 	if want := (RegionSummary{Name: "otadata", Kind: OTAData, Offset: 0xd000, Length: 0x2000, Encrypted: true, SHA256: hash(blank)}); got[2] != want {
 		t.Errorf("otadata is %+v", got[2])
 	}
-	if want := (RegionSummary{Name: "assets", Kind: Data, Offset: 0x74000, Length: 4912,
-		SHA256: hash(append(slices.Clone(files[4].Data), blank[:12]...)), File: "assets.bin", FileSHA256: hash(files[4].Data)}); got[5] != want {
+	if want := (RegionSummary{
+		Name: "assets", Kind: Data, Offset: 0x74000, Length: 4912,
+		SHA256: hash(append(slices.Clone(files[4].Data), blank[:12]...)), File: "assets.bin", FileSHA256: hash(files[4].Data),
+	}); got[5] != want {
 		t.Errorf("assets is %+v, want %+v", got[5], want)
 	}
 	text, err := json.Marshal(got[2])

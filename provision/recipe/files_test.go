@@ -70,11 +70,11 @@ func TestParseFlasherArgs(t *testing.T) {
 func TestParseFlasherArgsBad(t *testing.T) {
 	const rebuild = "; build the firmware again with idf.py build"
 	const outside = " is not a file inside the build directory; list files outside the build directory in images: of the recipe"
-	with := func(old, new string) string {
+	with := func(old, other string) string {
 		if !strings.Contains(args, old) {
 			t.Fatalf("%q is not in the example", old)
 		}
-		return strings.Replace(args, old, new, 1)
+		return strings.Replace(args, old, other, 1)
 	}
 	for _, tc := range []struct {
 		name, text string

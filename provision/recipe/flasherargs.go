@@ -127,8 +127,8 @@ func (p *jsonProblems) root(b []byte) *node {
 		p.add(0, "", "is not UTF-8", rebuildFix)
 		return nil
 	}
-	var any json.RawMessage
-	if err := json.Unmarshal(b, &any); err != nil {
+	var whole json.RawMessage
+	if err := json.Unmarshal(b, &whole); err != nil {
 		line := 1
 		var se *json.SyntaxError
 		if errors.As(err, &se) {
