@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -75,6 +76,9 @@ func (c *demoCmd) Run(a *app) error {
 			return &codeError{code: code}
 		}
 	}
+	if a.ctx.Err() != nil { // units that were not begun
+		return &provision.Failure{Cause: provision.CauseCancelled, Reason: "stopped before all units were begun"}
+	}
 	return nil
 }
 
@@ -135,13 +139,17 @@ func (s *demoSite) close() {
 	_ = s.store.Close()
 }
 
-// provisionAll puts the units through the slots. Results are in unit order.
+// provisionAll puts the units through the slots. Results are in unit order; after
+// a cancel there are fewer.
 func (c *demoCmd) provisionAll(a *app, site *demoSite, faults espsim.Faults, trace func(rom.TraceEvent)) []*provision.Result {
 	slots := make([]string, min(c.Slots, c.Units))
 	for i := range slots {
 		slots[i] = fmt.Sprintf("slot-%d", i+1)
 	}
-	bars := newProgress(a.errOut, slots...)
+	bars := newProgress(a.errOut, c.JSON, slots...)
+	if !c.JSON {
+		defer a.announceStop()()
+	}
 	results := make([]*provision.Result, c.Units)
 	units := make(chan int)
 	first, _ := site.jrn.Head() // new MACs for every run in the same folder
@@ -159,16 +167,22 @@ func (c *demoCmd) provisionAll(a *app, site *demoSite, faults espsim.Faults, tra
 					Trace: trace, Observe: a.observer(bars.observe(slot)),
 				}
 				results[i] = c.provisionOne(a.ctx, a.log, e, job, mac, faults)
+				bars.verdict(slot, results[i])
 			}
 		}()
 	}
-	for i := range c.Units {
-		units <- i
+	begun := 0
+	for begun < c.Units && a.ctx.Err() == nil {
+		select {
+		case units <- begun:
+			begun++
+		case <-a.ctx.Done(): // what was not begun has no result
+		}
 	}
 	close(units)
 	wg.Wait()
 	bars.clear()
-	return results
+	return results[:begun]
 }
 
 func (c *demoCmd) provisionOne(ctx context.Context, log *zap.Logger, e *provision.Engine, job *provision.Job, mac chip.MAC, faults espsim.Faults) *provision.Result {
@@ -202,27 +216,35 @@ func (c *demoCmd) print(a *app, dir string, results []*provision.Result) error {
 		}
 		return nil
 	}
+	// Narrow enough for 80 columns; --json has the rest.
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "UNIT\tCHIP\tREVISION\tPROFILE\tVERDICT\tSECONDS\tKEY\tCLOSED BY\tREASON")
+	_, _ = fmt.Fprintln(w, "UNIT\tCHIP\tVERDICT\tSECONDS\tKEY\tCLOSING SHOWN BY")
 	pass := 0
 	for _, r := range results {
 		closed, key := "-", "-"
 		if r.Closing != nil {
-			closed = r.Closing.Fuse + " (" + r.Closing.Evidence + ")"
+			closed = r.Closing.Evidence
 		}
 		if r.KeyFingerprint != "" {
-			key = r.KeyFingerprint[:12] + "…"
+			key = r.KeyFingerprint[:8] + "…"
 		}
 		if r.Verdict == provision.Pass {
 			pass++
 		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%.1f\t%s\t%s\t%s\n",
-			r.Unit, r.Chip, r.Revision, r.Profile, r.Verdict, float64(r.ElapsedMS)/1000, key, closed, r.Reason)
+		_, _ = fmt.Fprintf(w, "%s\t%s %s\t%s\t%.1f\t%s\t%s\n", r.Unit, r.Chip, r.Revision, r.Verdict, float64(r.ElapsedMS)/1000, key, closed)
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(a.out, "%d simulated units, %d PASS\n", len(results), pass)
+	for _, r := range results {
+		if r.Verdict != provision.Pass {
+			_, _ = fmt.Fprintf(a.out, "%s %s: %s\n  next: %s\n", cmp.Or(r.Unit, "(unknown unit)"), r.Verdict, r.Reason, r.NextStep)
+		}
+	}
+	_, _ = fmt.Fprintf(a.out, "%d simulated units, profile %s: %d PASS\n", len(results), c.Profile, pass)
+	if left := c.Units - len(results); left > 0 {
+		_, _ = fmt.Fprintf(a.out, "%d units were not begun\n", left)
+	}
 	if c.Dir != "" {
 		_, _ = fmt.Fprintf(a.out, "Keystore, journal and recipes are in %s; try `provisiond journal show %s`.\n", dir, filepath.Join(dir, "journal.db"))
 	}

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/term"
 
 	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/provision"
@@ -32,13 +32,24 @@ type device struct {
 	close func()
 }
 
-func (d deviceFlags) open(a *app) (*device, error) {
+// open opens the port and finds a way to reset the board.
+func (d deviceFlags) open(a *app) (*device, error) { return d.openWith(a, d.resetter) }
+
+func (d deviceFlags) openWith(a *app, resetter func(*app, port.Port) (rom.Resetter, error)) (*device, error) {
+	if _, err := port.Parse(d.Port); err != nil {
+		return nil, usage("--port: %w", err)
+	}
+	if d.ResetCommand != "" {
+		if _, err := exec.LookPath(d.ResetCommand); err != nil {
+			return nil, usage("--reset-command: %w; name a program that can be run, with its path", err)
+		}
+	}
 	p, err := port.Open(a.ctx, d.Port, port.Options{})
 	if err != nil {
 		return nil, &provision.Failure{Cause: provision.CauseStation, Reason: "the port cannot be opened", Err: err}
 	}
 	out := &device{close: func() { _ = p.Close() }}
-	reset, err := d.resetter(a, p)
+	reset, err := resetter(a, p)
 	if err != nil {
 		out.close()
 		return nil, err
@@ -65,7 +76,7 @@ func (d deviceFlags) resetter(a *app, p port.Port) (rom.Resetter, error) {
 	case d.Reset == "default" && p.Info().Lines:
 		return rom.AutoReset{}, nil
 	}
-	if f, ok := a.in.(*os.File); ok && term.IsTerminal(int(f.Fd())) { //nolint:gosec // a file descriptor fits an int
+	if _, ok := terminal(a.in); ok {
 		return port.OperatorReset{Prompt: prompter(a)}, nil
 	}
 	why := "--reset none was given"
@@ -73,7 +84,7 @@ func (d deviceFlags) resetter(a *app, p port.Port) (rom.Resetter, error) {
 		why = fmt.Sprintf("%s carries no DTR and RTS", d.Port)
 	}
 	return nil, &provision.Failure{
-		Cause: provision.CauseRefused, Reason: why + ", and provisioning has to reset the board several times",
+		Cause: provision.CauseRefused, Reason: why + ", and the board has to be reset",
 		NextStep: "give --reset-command PROG, or run it at a terminal where an operator can press the buttons",
 	}
 }

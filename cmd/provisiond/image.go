@@ -5,8 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -20,7 +22,7 @@ import (
 type imageCmd struct {
 	Encrypt imageEncryptCmd `cmd:"" help:"Encrypt a file for one key and one flash address."`
 	Decrypt imageDecryptCmd `cmd:"" help:"Decrypt a file that was read from one flash address."`
-	Info    imageInfoCmd    `cmd:"" help:"Describe an image or a partition table."`
+	Info    imageInfoCmd    `cmd:"" help:"Describe an image, a partition table or OTA data."`
 }
 
 // cryptFlags are what both directions need.
@@ -77,13 +79,13 @@ func (c cryptFlags) cipher() (chip.Model, flashcrypt.Cipher, error) {
 }
 
 // run reads, transforms and writes. The output appears whole or not at all.
-func (c cryptFlags) run(a *app, pad bool, transform func(flashcrypt.Cipher, []byte) error) error {
+func (c cryptFlags) run(pad bool, mode fs.FileMode, transform func(flashcrypt.Cipher, []byte) error) error {
 	m, cipher, err := c.cipher()
 	if err != nil {
 		return err
 	}
 	if uint32(c.Address)%m.EncryptedAlign != 0 {
-		return usage("--address 0x%x: on the %s it must be a multiple of %d", uint32(c.Address), m.Title, m.EncryptedAlign)
+		return usage("--address 0x%x: on the %s it must be a multiple of %d (0x%x)", uint32(c.Address), m.Title, m.EncryptedAlign, m.EncryptedAlign)
 	}
 	b, err := readLimited(c.In, int64(m.MaxFlash))
 	if err != nil {
@@ -101,19 +103,20 @@ func (c cryptFlags) run(a *app, pad bool, transform func(flashcrypt.Cipher, []by
 	if err := transform(cipher, b); err != nil {
 		return err
 	}
-	return writeWhole(c.Out, b)
+	return writeWhole(c.Out, b, mode)
 }
 
 type imageEncryptCmd struct{ cryptFlags }
 
-func (c *imageEncryptCmd) Run(a *app) error {
-	return c.run(a, true, func(ci flashcrypt.Cipher, b []byte) error { return ci.Encrypt(b, b, uint32(c.Address)) })
+func (c *imageEncryptCmd) Run(*app) error {
+	return c.run(true, 0o666, func(ci flashcrypt.Cipher, b []byte) error { return ci.Encrypt(b, b, uint32(c.Address)) })
 }
 
 type imageDecryptCmd struct{ cryptFlags }
 
-func (c *imageDecryptCmd) Run(a *app) error {
-	return c.run(a, false, func(ci flashcrypt.Cipher, b []byte) error { return ci.Decrypt(b, b, uint32(c.Address)) })
+func (c *imageDecryptCmd) Run(*app) error {
+	// What somebody encrypted is for its owner only.
+	return c.run(false, 0o600, func(ci flashcrypt.Cipher, b []byte) error { return ci.Decrypt(b, b, uint32(c.Address)) })
 }
 
 func readLimited(path string, limit int64) ([]byte, error) {
@@ -135,10 +138,27 @@ func readLimited(path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-func writeWhole(path string, b []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".provisiond-*")
+// writeWhole makes or replaces a file at once. What is no regular file, such as
+// /dev/stdout, is written to and not replaced.
+func writeWhole(path string, b []byte, mode fs.FileMode) error {
+	switch st, err := os.Stat(path); {
+	case err == nil && st.IsDir():
+		return usage("OUT %s is a folder: name a file", path)
+	case err == nil && !st.Mode().IsRegular():
+		f, err := os.OpenFile(path, os.O_WRONLY, 0) //nolint:gosec // the user names the file
+		if err != nil {
+			return usage("OUT: %w", err)
+		}
+		_, err = f.Write(b)
+		return errors.Join(err, f.Close())
+	case err == nil:
+		if path, err = filepath.EvalSymlinks(path); err != nil { // the link stays
+			return usage("OUT: %w", err)
+		}
+	}
+	tmp, err := os.OpenFile(fmt.Sprintf("%s.%d.tmp", path, os.Getpid()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode) //nolint:gosec // the user names the file
 	if err != nil {
-		return usage("OUT: %w", err)
+		return usage("OUT %s cannot be written: %w", path, err)
 	}
 	_, err = tmp.Write(b)
 	for _, step := range []func() error{tmp.Sync, tmp.Close, func() error { return os.Rename(tmp.Name(), path) }} {
@@ -168,7 +188,9 @@ func (c *imageInfoCmd) Run(a *app) error {
 	info := map[string]any{"file": c.In, "bytes": len(b), "sha256": hex.EncodeToString(sum[:])}
 	var text bytes.Buffer
 	fmt.Fprintf(&text, "%s: %d bytes, SHA-256 %x\n", c.In, len(b), sum)
-	if len(b) > 1 && b[0] == 0xAA && b[1] == 0x50 {
+	if ota, oerr := partition.ParseOTAData(b); oerr == nil {
+		otaInfo(ota, info, &text)
+	} else if len(b) > 1 && b[0] == 0xAA && b[1] == 0x50 {
 		err = tableInfo(b, info, &text)
 	} else {
 		err = appInfo(b, info, &text)
@@ -207,6 +229,19 @@ func tableInfo(b []byte, info map[string]any, w io.Writer) error {
 	}
 	info["kind"], info["has_md5"], info["partitions"] = "partition table", t.HasMD5, rows
 	return nil
+}
+
+func otaInfo(d *partition.OTAData, info map[string]any, w io.Writer) {
+	info["kind"] = "otadata"
+	_, _ = fmt.Fprintln(w, "OTA selection data")
+	i, ok := d.Active()
+	if !ok {
+		info["active"] = nil
+		_, _ = fmt.Fprintln(w, "  no valid entry: the bootloader takes the factory app, or ota_0")
+		return
+	}
+	info["active"], info["sequence"] = i, d.Entries[i].Seq
+	_, _ = fmt.Fprintf(w, "  entry %d is active, sequence %d\n", i, d.Entries[i].Seq)
 }
 
 func appInfo(b []byte, info map[string]any, w io.Writer) error {

@@ -3,10 +3,12 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/provisiond/provisiond/efuse"
 	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/provision"
+	"github.com/provisiond/provisiond/station/port"
 )
 
 type inspectCmd struct {
@@ -15,11 +17,7 @@ type inspectCmd struct {
 }
 
 func (c *inspectCmd) Run(a *app) error {
-	d := c.deviceFlags
-	if d.Reset == "none" && d.ResetCommand == "" {
-		d.ResetCommand = "" // a look needs no reset if the chip waits in its loader already
-	}
-	dev, err := d.openToLook(a)
+	dev, err := c.openToLook(a)
 	if err != nil {
 		return err
 	}
@@ -42,23 +40,18 @@ func (c *inspectCmd) Run(a *app) error {
 	return json.NewEncoder(a.out).Encode(body)
 }
 
-// openToLook is open for a command that changes nothing: without a way to reset,
-// the chip is expected in its loader.
+// openToLook is open for a command that changes nothing: with --reset none the
+// chip is expected in its loader.
 func (d deviceFlags) openToLook(a *app) (*device, error) {
 	if d.Reset != "none" || d.ResetCommand != "" {
 		return d.open(a)
 	}
-	d.ResetCommand = "true"
-	dev, err := d.open(a)
-	if err == nil {
-		dev.line.Reset = rom.NoReset{}
-	}
-	return dev, err
+	return d.openWith(a, func(*app, port.Port) (rom.Resetter, error) { return rom.NoReset{}, nil })
 }
 
 func printInspection(a *app, in *provision.Inspection) error {
 	p := func(format string, args ...any) { _, _ = fmt.Fprintf(a.out, format+"\n", args...) }
-	p("chip        %s %s", in.Chip, in.Revision)
+	p("chip        %s", strings.TrimSpace(in.Chip+" "+in.Revision))
 	if in.Unit != "" {
 		note := ""
 		if in.Simulated {

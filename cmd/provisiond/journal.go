@@ -1,9 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/provision"
@@ -31,7 +35,7 @@ func (f journalFile) name() (string, error) {
 	case f.Journal != "":
 		return f.Journal, nil
 	}
-	return "", usage("name the journal file; it has no default")
+	return "", usage("name the journal file, for example `journal.db`: there is no default")
 }
 
 type journalInitCmd struct {
@@ -47,6 +51,9 @@ func (c *journalInitCmd) Run(a *app) error {
 	if err := journal.Init(path, journal.Options{Station: c.Station}); err != nil {
 		if errors.Is(err, journal.ErrExists) {
 			return &usageError{fmt.Errorf("%w; nothing was changed", err)}
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			return &usageError{err} // a wrong path
 		}
 		return err
 	}
@@ -74,7 +81,7 @@ func (c *journalShowCmd) Run(a *app) error {
 		size, _ := j.Head()
 		for e, err := range j.Entries(0, size) {
 			if err != nil {
-				return journalFailure(err)
+				return journalFailure(path, err)
 			}
 			if err := c.print(a, e); err != nil {
 				return err
@@ -88,7 +95,10 @@ func (c *journalShowCmd) Run(a *app) error {
 	}
 	entries, err := j.Unit(mac)
 	if err != nil {
-		return journalFailure(err)
+		return journalFailure(path, err)
+	}
+	if len(entries) == 0 && !c.JSON {
+		_, _ = fmt.Fprintf(a.errOut, "%s knows nothing of unit %s\n", path, mac)
 	}
 	for _, e := range entries {
 		if err := c.print(a, e); err != nil {
@@ -141,10 +151,13 @@ func (c *journalVerifyCmd) Run(a *app) error {
 	defer func() { _ = j.Close() }()
 	rep, err := j.Verify(a.ctx, nil)
 	if err != nil {
-		return journalFailure(err)
+		return journalFailure(path, err)
 	}
 	if c.JSON {
-		return json.NewEncoder(a.out).Encode(rep)
+		return json.NewEncoder(a.out).Encode(map[string]any{
+			"journal": path, "id": j.Info().ID, "station": j.Info().Station, "entries": rep.Size, "head": rep.Head,
+			"first": rep.First, "last": rep.Last, "clock_steps": rep.ClockSteps, "index_wrong": rep.IndexWrong,
+		})
 	}
 	_, err = fmt.Fprintf(a.out, "%s: %d entries, every one as it was written; head %s\n", path, rep.Size, rep.Head)
 	return err
@@ -155,11 +168,24 @@ func (c *journalVerifyCmd) Run(a *app) error {
 func openJournal(path string) (*journal.Journal, error) {
 	j, err := journal.Open(path)
 	if err != nil {
-		return nil, journalFailure(err)
+		return nil, journalFailure(path, err)
 	}
 	return j, nil
 }
 
-func journalFailure(err error) error {
-	return &provision.Failure{Cause: provision.CauseJournal, Reason: "the journal cannot be used", Err: err}
+// journalFailure is exit code 13, but for a cancel. The journal's own errors tell
+// the next step in their text; the ones that a script may act on have it apart.
+func journalFailure(path string, err error) error {
+	f := &provision.Failure{Cause: provision.CauseJournal, Reason: "the journal cannot be used", Err: err}
+	switch st, serr := os.Stat(path); {
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.Is(err, journal.ErrMissing):
+		f.Reason, f.Err = "there is no journal at "+path, nil
+		f.NextStep = "check the path, or begin one with `provisiond journal init " + path + "`"
+	case serr == nil && st.IsDir():
+		f.Reason, f.Err = path+" is a folder and not a journal", nil
+		f.NextStep = "name the journal file in it, or begin one with `provisiond journal init " + filepath.Join(path, "journal.db") + "`"
+	}
+	return f
 }

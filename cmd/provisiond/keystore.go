@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/local"
@@ -17,8 +18,26 @@ type keystoreCmd struct {
 	Describe keystoreDescribeCmd `cmd:"" help:"Show what a keystore is and which units it holds; never a key."`
 }
 
+// keystoreFile is the keystore that a command is about.
+type keystoreFile struct {
+	Path     string `arg:"" optional:"" name:"keystore-file" help:"The keystore file." placeholder:"S"`
+	Keystore string `help:"The same, as a flag." placeholder:"S"`
+}
+
+func (f keystoreFile) name() (string, error) {
+	switch {
+	case f.Path != "" && f.Keystore != "" && f.Path != f.Keystore:
+		return "", usage("two keystores are named, %s and %s: name one", f.Path, f.Keystore)
+	case f.Path != "":
+		return f.Path, nil
+	case f.Keystore != "":
+		return f.Keystore, nil
+	}
+	return "", usage("name the keystore file, for example `keystore.db`: there is no default")
+}
+
 type keystoreInitCmd struct {
-	Path           string `arg:"" help:"The keystore file to make." placeholder:"FILE"`
+	keystoreFile
 	Identity       string `help:"The age identity file to seal to; made if it is missing. Default: FILE.identity. Keep it away from the station: it opens every key." placeholder:"FILE"`
 	PassphraseFile string `help:"Seal to the passphrase in this file (mode 0600) instead." placeholder:"FILE"`
 	Test           bool   `help:"A test store: takes simulated units, and only those."`
@@ -26,6 +45,10 @@ type keystoreInitCmd struct {
 }
 
 func (c *keystoreInitCmd) Run(a *app) error {
+	path, err := c.name()
+	if err != nil {
+		return err
+	}
 	o := local.Options{TestStore: c.Test, PassphraseFile: c.PassphraseFile, IdentityFile: c.Identity}
 	if c.PassphraseFile != "" && c.Identity != "" {
 		return usage("--identity and --passphrase-file do not go together: choose one")
@@ -33,10 +56,10 @@ func (c *keystoreInitCmd) Run(a *app) error {
 	made := ""
 	if c.PassphraseFile == "" {
 		if o.IdentityFile == "" {
-			o.IdentityFile = c.Path + ".identity"
+			o.IdentityFile = path + ".identity"
 		}
-		if _, err := os.Stat(c.Path); err == nil {
-			return usage("%s exists already; nothing was changed", c.Path)
+		if _, err := os.Stat(path); err == nil {
+			return usage("%s exists already; nothing was changed", path)
 		}
 		if _, err := os.Stat(o.IdentityFile); errors.Is(err, fs.ErrNotExist) {
 			if _, err := local.NewIdentity(o.IdentityFile); err != nil {
@@ -45,13 +68,13 @@ func (c *keystoreInitCmd) Run(a *app) error {
 			made = o.IdentityFile
 		}
 	}
-	if err := local.Init(c.Path, o); err != nil {
+	if err := local.Init(path, o); err != nil {
 		return &usageError{err}
 	}
 	if c.JSON {
-		return json.NewEncoder(a.out).Encode(map[string]any{"keystore": c.Path, "identity": o.IdentityFile, "identity_made": made != "", "test_store": c.Test})
+		return json.NewEncoder(a.out).Encode(map[string]any{"keystore": path, "identity": o.IdentityFile, "identity_made": made != "", "test_store": c.Test})
 	}
-	_, _ = fmt.Fprintf(a.out, "made keystore %s\n", c.Path)
+	_, _ = fmt.Fprintf(a.out, "made keystore %s\n", path)
 	if made != "" {
 		_, _ = fmt.Fprintf(a.out, "made identity %s: it opens every key of this store. Move it to a safe place; a station does not need it.\n", made)
 	}
@@ -59,13 +82,17 @@ func (c *keystoreInitCmd) Run(a *app) error {
 }
 
 type keystoreDescribeCmd struct {
-	Path     string `arg:"" name:"keystore" help:"The keystore." placeholder:"S"`
+	keystoreFile
 	Identity string `help:"Open the seal with this age identity file, and check every record with it." placeholder:"FILE"`
 	JSON     bool   `help:"Answer in JSON."`
 }
 
 func (c *keystoreDescribeCmd) Run(a *app) error {
-	s, err := openKeystoreWith(c.Path, c.Identity)
+	path, err := c.name()
+	if err != nil {
+		return err
+	}
+	s, err := openKeystoreWith(path, c.Identity)
 	if err != nil {
 		return err
 	}
@@ -84,7 +111,7 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 		Revision    int    `json:"recipe_revision"`
 		Created     string `json:"created"`
 	}
-	var rows []unitJSON
+	rows := []unitJSON{}
 	for mac, err := range s.Units(a.ctx) {
 		if err != nil {
 			return err
@@ -134,13 +161,19 @@ func openKeystoreWith(path, identity string) (keystore.Store, error) {
 		return nil, usage("--keystore has no default: name a keystore, or make one with `provisiond keystore init FILE`")
 	}
 	s, err := local.Open(path, local.Options{IdentityFile: identity})
-	switch {
-	case err == nil:
+	if err == nil {
 		return s, nil
+	}
+	f := &provision.Failure{Cause: provision.CauseKeystore, Reason: "the keystore cannot be opened", Err: err}
+	switch st, serr := os.Stat(path); {
 	case errors.Is(err, local.ErrMissing):
-		return nil, &provision.Failure{Cause: provision.CauseKeystore, Reason: "the keystore cannot be opened", NextStep: "make one with `provisiond keystore init " + path + "`", Err: err}
+		f.Reason, f.Err = "there is no keystore at "+path, nil
+		f.NextStep = "check the path, or make one with `provisiond keystore init " + path + "`"
 	case errors.Is(err, local.ErrIdentity), errors.Is(err, local.ErrMode):
 		return nil, &usageError{err}
+	case serr == nil && st.IsDir():
+		f.Reason, f.Err = path+" is a folder and not a keystore", nil
+		f.NextStep = "name the keystore file in it, or make one with `provisiond keystore init " + filepath.Join(path, "keystore.db") + "`"
 	}
-	return nil, &provision.Failure{Cause: provision.CauseKeystore, Reason: "the keystore cannot be opened", Err: err}
+	return nil, f
 }

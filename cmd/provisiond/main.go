@@ -48,7 +48,8 @@ type cli struct {
 type app struct {
 	ctx            context.Context
 	in             io.Reader
-	out, errOut    io.Writer
+	out            io.Writer
+	errOut         *console
 	log            *zap.Logger
 	observeForTest func(provision.Event)
 }
@@ -76,6 +77,7 @@ func (e *codeError) Error() string {
 func (e *codeError) Unwrap() error { return e.err }
 
 func main() {
+	forbidCoreDumps()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, nil)
 	stop()
@@ -84,30 +86,54 @@ func main() {
 
 // run is main without the process around it.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer, observe func(provision.Event)) (code int) {
-	asJSON := slices.Contains(args, "--json")
+	asJSON := slices.Contains(args, "--json") || slices.Contains(args, "--json=true")
+	con := &console{w: errOut}
 	var c cli
 	exited := -1
 	parser, err := kong.New(&c, kong.Name("provisiond"),
 		kong.Description("Factory provisioning for ESP32-family boards: a key per unit, pre-encrypted flash, release mode, a journal that proves it."),
-		kong.Writers(out, errOut), kong.Exit(func(code int) { exited = code }), kong.UsageOnError(),
+		kong.Writers(out, con), kong.Exit(func(code int) { exited = code }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
 	if err != nil {
-		return report(errOut, asJSON, err)
+		return report(con, asJSON, err)
+	}
+	if len(args) == 0 { // somebody who does not know the commands yet
+		parser.Stdout = con
+		_, _ = parser.Parse([]string{"--help"})
+		return provision.ExitUsage
 	}
 	kctx, err := parser.Parse(args)
 	if exited >= 0 {
 		return exited // --help
 	}
 	if err != nil {
-		return report(errOut, asJSON, &usageError{fmt.Errorf("%w; `provisiond --help` lists commands and flags", err)})
+		return report(con, asJSON, &usageError{fmt.Errorf("%w; `%s --help` lists commands and flags", err, commandOf(err))})
 	}
-	log, closeLog, err := openLog(c.LogLevel, c.LogFile, errOut)
+	log, closeLog, err := openLog(c.LogLevel, c.LogFile, con)
 	if err != nil {
-		return report(errOut, asJSON, err)
+		return report(con, asJSON, err)
 	}
 	defer closeLog()
-	a := &app{ctx: ctx, in: in, out: out, errOut: errOut, log: log, observeForTest: observe}
-	return report(errOut, asJSON, kctx.Run(a))
+	a := &app{ctx: ctx, in: in, out: out, errOut: con, log: log, observeForTest: observe}
+	return report(con, asJSON, kctx.Run(a))
+}
+
+// commandOf names the command that a parse error is about, so that the reader
+// is sent to the right help.
+func commandOf(err error) string {
+	var pe *kong.ParseError
+	if errors.As(err, &pe) && pe.Context != nil && pe.Context.Selected() != nil {
+		return pe.Context.Selected().FullPath()
+	}
+	return "provisiond"
+}
+
+// announceStop tells whoever pressed Ctrl-C that it was heard: a one-way step is
+// finished first. The function that it returns ends the watch.
+func (a *app) announceStop() (end func() bool) {
+	return context.AfterFunc(a.ctx, func() {
+		_, _ = fmt.Fprintln(a.errOut, "provisiond: stopping; a step that cannot be undone is finished first")
+	})
 }
 
 func openLog(level, file string, errOut io.Writer) (*zap.Logger, func(), error) {
@@ -143,6 +169,9 @@ func report(w io.Writer, asJSON bool, err error) int {
 		var f *provision.Failure
 		if errors.As(err, &f) {
 			body["cause"], body["next_step"] = f.Cause, f.NextStep
+			alone := *f
+			alone.NextStep = ""
+			body["message"] = alone.Error()
 		}
 		_ = json.NewEncoder(w).Encode(map[string]any{"error": body})
 		return code
@@ -165,6 +194,8 @@ func exitCode(err error) int {
 		return provision.ExitDone
 	case errors.As(err, &c):
 		return c.code
+	case errors.Is(err, context.Canceled) && (!errors.As(err, &f) || f.Cause == provision.CauseStation):
+		return provision.ExitAborted
 	case errors.As(err, &f):
 		return f.ExitCode()
 	case errors.As(err, &r):
@@ -173,8 +204,6 @@ func exitCode(err error) int {
 		return provision.ExitUsage
 	case errors.Is(err, keystore.ErrUnavailable):
 		return provision.ExitKeystore
-	case errors.Is(err, context.Canceled):
-		return provision.ExitAborted
 	}
 	return provision.ExitError
 }

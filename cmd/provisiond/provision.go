@@ -42,12 +42,16 @@ func (c *provisionCmd) Run(a *app) error {
 	}
 	defer dev.close()
 
-	bars := newProgress(a.errOut, c.Slot)
+	bars := newProgress(a.errOut, c.JSON, c.Slot)
+	if !c.JSON {
+		defer a.announceStop()()
+	}
 	e := &provision.Engine{
 		Store: store, Journal: jrn, Station: jrn.Info().Station, Slot: c.Slot, Operator: c.Operator,
 		Trace: dev.trace, Observe: a.observer(bars.observe(c.Slot)),
 	}
 	res := e.Run(a.ctx, dev.line, job)
+	bars.verdict(c.Slot, res)
 	bars.clear()
 	a.log.Info("unit", zap.String("unit", res.Unit), zap.String("verdict", string(res.Verdict)), zap.String("reason", res.Reason))
 	if err := a.printResult(res, c.JSON); err != nil {
@@ -87,7 +91,7 @@ func (a *app) printResult(r *provision.Result, asJSON bool) error {
 	if unit == "" {
 		unit = "(unknown unit)"
 	}
-	_, _ = fmt.Fprintf(a.out, "%s  %s  %s %s  %s  %.1f s\n", r.Verdict, unit, r.Chip, r.Revision, r.Profile, float64(r.ElapsedMS)/1000)
+	_, _ = fmt.Fprintf(a.out, "%s  %s  %s %s  %s  %.1f s\n", paint(a.out, r.Verdict), unit, r.Chip, r.Revision, r.Profile, float64(r.ElapsedMS)/1000)
 	if r.KeyFingerprint != "" {
 		_, _ = fmt.Fprintf(a.out, "  key      %s\n", r.KeyFingerprint)
 	}

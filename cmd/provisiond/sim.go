@@ -22,8 +22,8 @@ type simCmd struct {
 	State      string   `help:"The folder that holds eFuses and flash between runs; made if it is missing." placeholder:"D"`
 	Pty        string   `help:"Serve a PTY; PATH becomes a link to it. It has no DTR and RTS: see --control." placeholder:"PATH"`
 	Listen     string   `help:"Serve the bytes of the line over TCP." placeholder:"ADDR"`
-	Rfc2217    string   `help:"Serve RFC 2217 (with DTR, RTS and baud rate) over TCP." placeholder:"ADDR"`
-	Control    string   `help:"A Unix socket that moves EN, strap and power: lines 'reset download', 'reset run', 'power off', 'power on', 'unplug', 'plug', 'status'." placeholder:"PATH"`
+	RFC2217    string   `name:"rfc2217" help:"Serve RFC 2217 (with DTR, RTS and baud rate) over TCP." placeholder:"ADDR"`
+	Control    string   `help:"A Unix socket that moves EN, strap and power: lines 'reset download', 'reset run', 'power off', 'power on', 'power cycle', 'unplug', 'plug', 'status'." placeholder:"PATH"`
 	Send       []string `help:"Send this line to the --control socket of a running simulator, print the answer, and end." placeholder:"LINE"`
 	Revision   string   `help:"Silicon revision, for example 3.0." placeholder:"V"`
 	MAC        string   `name:"mac" help:"Base MAC of a new chip. Default: one made from --seed, locally administered." placeholder:"MAC"`
@@ -45,7 +45,7 @@ func (c *simCmd) Run(a *app) error {
 	if c.Chip == "" || c.State == "" {
 		return usage("--chip and --state are needed")
 	}
-	if c.Pty == "" && c.Listen == "" && c.Rfc2217 == "" {
+	if c.Pty == "" && c.Listen == "" && c.RFC2217 == "" {
 		return usage("name at least one of --pty, --listen and --rfc2217")
 	}
 	board, err := c.board()
@@ -142,7 +142,7 @@ func (c *simCmd) services(ctx context.Context, a *app, board *espsim.Chip) ([]fu
 	for _, s := range []struct {
 		addr, scheme string
 		serve        func(context.Context, net.Listener, serve.Host) error
-	}{{c.Listen, "socket", serve.TCP}, {c.Rfc2217, "rfc2217", serve.RFC2217}} {
+	}{{c.Listen, "socket", serve.TCP}, {c.RFC2217, "rfc2217", serve.RFC2217}} {
 		if s.addr == "" {
 			continue
 		}
@@ -203,7 +203,7 @@ func (c *simCmd) send(a *app) error {
 	var d net.Dialer
 	conn, err := d.DialContext(a.ctx, "unix", c.Control)
 	if err != nil {
-		return &codeError{code: 1, err: err}
+		return fmt.Errorf("no simulator at --control %s: %w", c.Control, err)
 	}
 	defer func() { _ = conn.Close() }()
 	answers := bufio.NewScanner(conn)
