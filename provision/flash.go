@@ -49,6 +49,10 @@ func (u *unit) writeFlash(ctx context.Context) error {
 		func(ctx context.Context) (observed, error) { return u.verifyAll(ctx, regions) })
 }
 
+// keyBytes is the length of the keys that keystore.Generate makes for the chips of
+// this build. An ESP32 with coding scheme 3/4 has room for 24 bytes only.
+const keyBytes = 32
+
 // flashCryptConfig is FLASH_CRYPT_CONFIG on the ESP32: every tweak on. The
 // other chips have no such fuse.
 const flashCryptConfig = 0xF

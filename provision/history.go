@@ -2,6 +2,7 @@ package provision
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -23,6 +24,8 @@ type history struct {
 	keyBurned   bool // this job's key was read back, or is about to be recognised
 	fp          keystore.Fingerprint
 	hasKey      bool
+	burnFP      keystore.Fingerprint // of the key whose burn was intended last
+	gaveUp      bool                 // and the keystore says that it was never burned
 	keyRef      string
 	plan        string // plan_sha256 of this job's first run
 	images      []flashed
@@ -71,6 +74,11 @@ func readHistory(entries []journal.Entry, job string) (history, error) {
 		}
 		if e.Kind == journal.KindIntent {
 			h.intents[e.Step] = true
+			if e.Step == stageKey {
+				if err := h.intendKey(e); err != nil {
+					return h, fmt.Errorf("journal entry %d: %w", e.Index, err)
+				}
+			}
 			continue
 		}
 		if err := h.observe(e); err != nil {
@@ -78,6 +86,17 @@ func readHistory(entries []journal.Entry, job string) (history, error) {
 		}
 	}
 	return h, nil
+}
+
+func (h *history) intendKey(e journal.Entry) error {
+	var intent struct {
+		Fingerprint string `json:"key_fingerprint"`
+	}
+	err := json.Unmarshal(e.Payload, &intent)
+	if err == nil {
+		h.burnFP, err = keystore.ParseFingerprint(intent.Fingerprint)
+	}
+	return err
 }
 
 func (h *history) observe(e journal.Entry) error {
@@ -140,6 +159,8 @@ func isSecurityField(name string) bool {
 	for _, part := range []string{
 		"WR_DIS", "RD_DIS", "CRYPT", "UART_DOWNLOAD_DIS", "ABS_DONE", "JTAG", "DISABLE_DL_", "CONSOLE_DEBUG_DISABLE",
 		"DIS_DOWNLOAD", "DIS_FORCE_DOWNLOAD", "DIS_DIRECT_BOOT", "DIS_USB", "SECURE", "SECURITY", "KEY_PURPOSE", "KEY_STATUS",
+		"DIS_ICACHE", "DIS_CACHE", // such a chip cannot run from flash
+		"UART_PRINT_CONTROL", // such a ROM may print neither banner nor refusal, which are evidence here
 	} {
 		if strings.Contains(name, part) {
 			return true
@@ -180,6 +201,10 @@ func foreignFuses(m chip.Model, s *efuse.Snapshot, planned []efuse.Stage, intent
 	var foreign []string
 	for _, name := range securityFields(s) {
 		v, err := s.Field(name)
+		if errors.Is(err, efuse.ErrProtected) {
+			foreign = append(foreign, name+" is read-protected") // whatever it is
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
