@@ -42,6 +42,7 @@ func (u *unit) burn(ctx context.Context) error {
 func (u *unit) burnUntilKnown(ctx context.Context) (observed, error) {
 	name := u.todo[0].Name
 	var failures []string
+	sent := false // a burn command was, or may have been
 	for {
 		rep, err := u.burnOnce(ctx)
 		saw := observed{"report": rep, "failures": failures}
@@ -49,28 +50,32 @@ func (u *unit) burnUntilKnown(ctx context.Context) (observed, error) {
 			u.see(rep.After)
 			return saw, nil
 		}
-		var (
-			unknown *efuse.IndeterminateError
-			wrong   *efuse.BurnError
-			extra   *efuse.UnexpectedBitsError
-		)
-		if !errors.As(err, &unknown) {
-			if errors.As(err, &wrong) || errors.As(err, &extra) {
-				return saw, quarantine("set the board aside for an engineer", "%s: %v", name, err)
-			}
-			if len(failures) == 0 {
-				return saw, err // nothing was sent that burns
-			}
+		if burnedWrong(err) {
+			return saw, quarantine("set the board aside for an engineer", "%s: %v", name, err)
 		}
+		var unknown *efuse.IndeterminateError
+		sent = sent || errors.As(err, &unknown)
 		failures = append(failures, err.Error())
-		if len(failures) == burnTries {
+		if len(failures) == burnTries && sent {
 			return saw, quarantine("set the board aside for an engineer", "%s was not complete after %d tries: %v", name, burnTries, err)
+		}
+		if len(failures) == burnTries {
+			return saw, stationError(err, "check cable, fixture and power supply, then start the same job again", "%s could not be begun", name)
 		}
 		done, err := u.lookAfter(ctx)
 		if err != nil || done {
 			return observed{"failures": failures, "efuse": u.now.Words()}, err
 		}
 	}
+}
+
+// burnedWrong: the chip shows what nobody planned, and more burning cannot help.
+func burnedWrong(err error) bool {
+	var (
+		wrong *efuse.BurnError
+		extra *efuse.UnexpectedBitsError
+	)
+	return errors.As(err, &wrong) || errors.As(err, &extra) || errors.Is(err, efuse.ErrKeyMismatch)
 }
 
 func (u *unit) see(s *efuse.Snapshot) {
@@ -244,6 +249,9 @@ func (u *unit) close(ctx context.Context) error {
 		if err != nil {
 			saw["burn_error"] = err.Error()
 			var unknown *efuse.IndeterminateError
+			if burnedWrong(err) {
+				return saw, quarantine("set the board aside for an engineer", "%s: %v", stageClose, err)
+			}
 			if !errors.As(err, &unknown) {
 				return saw, err // nothing was sent that burns
 			}
@@ -261,14 +269,20 @@ func (u *unit) close(ctx context.Context) error {
 
 // proveClosed boots the closed unit on the same port.
 func (u *unit) proveClosed(ctx context.Context) error {
-	if err := u.bootCheck(ctx, stepProof); err != nil {
-		var f *Failure
-		if errors.As(err, &f) && f.Cause == CauseUnit {
-			f.Cause = CauseQuarantined // closed, so nothing can be mended any more
-		}
+	err := u.bootCheck(ctx, stepProof)
+	if err == nil {
+		return nil
+	}
+	f := asFailure(ctx, err)
+	if f.Cause == CauseJournal {
 		return err
 	}
-	return u.keyState(ctx, keystore.InSilicon, "closed and booted")
+	// Closed and not seen to boot: nothing can be mended or looked at any more.
+	next := "set the board aside; its label and the journal tell which unit it is"
+	if f.Cause == CauseUnit {
+		next = f.NextStep
+	}
+	return &Failure{Cause: CauseQuarantined, Reason: "the unit is closed and was not seen to boot: " + f.Reason, NextStep: next, Err: f.Err}
 }
 
 // closingEvidence looks for a positive sign that the last fuse works. Silence

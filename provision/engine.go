@@ -182,7 +182,11 @@ func (u *unit) run(ctx context.Context) error {
 		return err
 	}
 	if u.res.Closing != nil {
-		return u.proveClosed(ctx)
+		// Nobody can look at this unit again, so the proof belongs to the closing: a
+		// cancel waits for it.
+		own, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline+u.job.Recipe.BootCheck.Timeout)
+		defer cancel()
+		return u.proveClosed(own)
 	}
 	return u.proveOpen(ctx)
 }
@@ -250,6 +254,9 @@ func (u *unit) write(ctx context.Context, step string, kind journal.Kind, body a
 	}
 	e := journal.Entry{Slot: u.Slot, Unit: u.mac, Job: u.id, Step: step, Kind: kind, Payload: b}
 	if _, err := u.Journal.Append(ctx, e); err != nil {
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			return err // cancelled before anything was written, which is no fault of the journal
+		}
 		return &Failure{
 			Cause: CauseJournal, Reason: "the journal cannot be written",
 			NextStep: "check the disk and run `provisiond journal verify`; nothing more is done to units meanwhile", Err: err,

@@ -197,9 +197,16 @@ func (u *unit) readPast(ctx context.Context) error {
 	case u.past.otherJob != "":
 		return refuse("start it with the recipe and images that it was begun with", "unit %s was begun by another job (%s)", u.mac, u.past.otherJob)
 	}
+	info, err := u.Store.Info(ctx)
+	if err == nil {
+		err = keystore.CheckUnit(u.mac, info.TestStore)
+	}
+	if err != nil {
+		return keystoreFailure(ctx, err)
+	}
 	metas, err := u.Store.List(ctx, u.mac)
 	if err != nil {
-		return keystoreFailure(err)
+		return keystoreFailure(ctx, err)
 	}
 	return u.reconcile(ctx, metas)
 }
@@ -208,20 +215,27 @@ func (u *unit) readPast(ctx context.Context) error {
 func (u *unit) reconcile(ctx context.Context, metas []keystore.Meta) error {
 	for _, m := range metas {
 		if m.Superseded() {
+			u.past.gaveUp = u.past.gaveUp || m.Fingerprint == u.past.burnFP
 			continue
 		}
-		if m.Job != "" && m.Job != u.id || m.Job == "" && m.Fingerprint != u.past.fp {
+		if m.Job != "" && m.Job != u.id || m.Job == "" && m.Fingerprint != u.past.fp ||
+			m.MayBeInSilicon() && !u.past.intents[stageKey] {
 			return refuse("start it on the station and with the job that it was begun with", "the keystore knows unit %s already: key %s", u.mac, m.Fingerprint)
 		}
-		if !u.past.intents[stageKey] {
-			// Custody was taken and no burn was begun: the key is gone with the
-			// process that made it, and another takes its place.
+		if m.Current() == keystore.Quarantined {
+			return quarantine("an engineer decides what becomes of it", "the keystore says that unit %s is quarantined", u.mac)
+		}
+		if !m.MayBeInSilicon() {
+			// Custody was taken and no burn was begun, since the store is told before
+			// that: the key is gone with the process that made it, and another takes
+			// its place.
 			_, err := u.Store.AddState(ctx, u.mac, m.Fingerprint, keystore.State{
 				Kind: keystore.Superseded, Note: "no burn was begun; the job starts again", Job: u.id, Station: u.Station,
 			})
 			if err != nil {
-				return keystoreFailure(err)
+				return keystoreFailure(ctx, err)
 			}
+			u.past.gaveUp = u.past.gaveUp || m.Fingerprint == u.past.burnFP
 			continue
 		}
 		if err := u.recogniseKey(ctx, m); err != nil {
@@ -238,7 +252,7 @@ func (u *unit) recogniseKey(ctx context.Context, m keystore.Meta) error {
 	u.burning, u.fp, u.custody = true, m.Fingerprint, true
 	receipt, err := u.Store.Confirm(ctx, u.mac, m.Fingerprint)
 	if err != nil {
-		return keystoreFailure(err)
+		return keystoreFailure(ctx, err)
 	}
 	for _, b := range u.now.KeyBlocks() {
 		same := !b.ReadProtected && b.Fingerprint == efuse.Fingerprint(m.Fingerprint)
@@ -246,17 +260,20 @@ func (u *unit) recogniseKey(ctx context.Context, m keystore.Meta) error {
 		if same || hidden {
 			u.past.keyBurned = true
 			u.res.KeyRef, u.res.KeyFingerprint = receipt.Ref, m.Fingerprint.String()
-			return nil
+			return u.keyState(ctx, keystore.InSilicon, "recognised")
 		}
 	}
 	return quarantine("set the board aside for an engineer: `provisiond inspect` shows its key blocks",
 		"the burn of key %s was begun, and no key block of the chip shows that key", m.Fingerprint)
 }
 
-func keystoreFailure(err error) error {
+func keystoreFailure(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return err // cancelled before anything was written
+	}
 	f := &Failure{Cause: CauseKeystore, Reason: "the keystore did not do its part", NextStep: "check it with `provisiond keystore describe`, then start the same job again", Err: err}
 	if errors.Is(err, keystore.ErrConflict) || errors.Is(err, keystore.ErrExists) || errors.Is(err, keystore.ErrTestUnit) {
-		f.Cause, f.Reason, f.NextStep = CauseRefused, "the keystore refuses the unit", ""
+		f.Cause, f.Reason, f.NextStep = CauseRefused, "the keystore refuses the unit", "take the board out; `provisiond keystore describe` tells what the store is for"
 	}
 	return f
 }
@@ -278,7 +295,7 @@ func (u *unit) makePlan() error {
 	}
 	if u.past.keyBurned {
 		all = all[1:]
-	} else if u.past.intents[stageKey] {
+	} else if u.past.intents[stageKey] && !u.past.gaveUp {
 		return quarantine("set the board aside for an engineer", "a key burn was begun for unit %s and the keystore holds no key for it", u.mac)
 	}
 	if err := u.setPlan(all); err != nil {
@@ -286,6 +303,10 @@ func (u *unit) makePlan() error {
 			return quarantine("set the board aside for an engineer", "what is still to burn does not fit the chip: %v", err)
 		}
 		return &Failure{Cause: CauseRefused, Reason: "the plan does not fit the chip", NextStep: "look at the chip with `provisiond inspect`", Err: err}
+	}
+	if n := u.plan.KeyLen(0); !u.past.keyBurned && n != keyBytes {
+		return refuse("take the board out: this product needs a chip whose key block takes the whole key",
+			"the key block of this chip takes %d bytes (coding scheme 3/4) and a key has %d", n, keyBytes)
 	}
 	return nil
 }
@@ -340,11 +361,11 @@ func (u *unit) takeCustody(ctx context.Context) error {
 	intent := map[string]any{"key_fingerprint": u.fp.String()}
 	return u.do(ctx, stepCustody, intent, func(ctx context.Context) (observed, error) {
 		if _, err := u.Store.Create(ctx, rec); err != nil {
-			return nil, keystoreFailure(err)
+			return nil, keystoreFailure(ctx, err)
 		}
 		receipt, err := u.Store.Confirm(ctx, u.mac, u.fp)
 		if err != nil {
-			return nil, keystoreFailure(err)
+			return nil, keystoreFailure(ctx, err)
 		}
 		u.custody = true
 		u.res.KeyRef = receipt.Ref
@@ -400,14 +421,14 @@ func (u *unit) proveOpen(ctx context.Context) error {
 		if err := u.line.Reset.Run(ctx, u.line.Port); err != nil {
 			return nil, err
 		}
-		return observed{"efuse": u.now.Words()}, u.keyState(ctx, keystore.InSilicon, "verified")
+		return observed{"efuse": u.now.Words()}, nil
 	})
 }
 
 func (u *unit) keyState(ctx context.Context, kind keystore.StateKind, note string) error {
 	_, err := u.Store.AddState(ctx, u.mac, u.fp, keystore.State{Kind: kind, Note: note, Job: u.id, Station: u.Station})
 	if err != nil {
-		return keystoreFailure(err)
+		return keystoreFailure(ctx, err)
 	}
 	return nil
 }
