@@ -10,7 +10,8 @@
 //
 // One key per unit. Two keys that may both be in silicon never exist for one
 // unit: Create is refused while any other record of the unit is not superseded,
-// and a record that may be in silicon can no longer be superseded. The engine
+// and a record that may be in silicon can only be superseded after the chip was
+// read and shows that it is not. The engine
 // writes MayBeInSilicon directly before the burn, so a crash between the two
 // leaves a record that blocks a second key.
 //
@@ -118,7 +119,7 @@ func (m Meta) Superseded() bool { return has(m.States, Superseded) }
 
 // MayBeInSilicon reports whether the key is in silicon or may be.
 func (m Meta) MayBeInSilicon() bool {
-	return has(m.States, MayBeInSilicon) || has(m.States, InSilicon)
+	return has(m.States, MayBeInSilicon) && !has(m.States, NotInSilicon) || has(m.States, InSilicon)
 }
 
 // Current is the kind of the last state, Stored if there is none.
@@ -132,6 +133,7 @@ const (
 	Stored         StateKind = ""                  // no state yet: stored, and no burn was begun
 	MayBeInSilicon StateKind = "may-be-in-silicon" // written directly before the burn
 	InSilicon      StateKind = "in-silicon"        // read back from the chip
+	NotInSilicon   StateKind = "not-in-silicon"    // a burn was begun, and the chip was then read: its key block is blank
 	Superseded     StateKind = "superseded"        // never reached silicon, another key takes its place
 	Quarantined    StateKind = "quarantined"       // the unit was set aside
 )
@@ -149,13 +151,14 @@ type State struct {
 // CheckTransition is the rule for what may follow in a record's history:
 //
 //	Stored          → MayBeInSilicon, InSilicon, Superseded, Quarantined
-//	MayBeInSilicon  → InSilicon, Quarantined
+//	MayBeInSilicon  → InSilicon, NotInSilicon, Quarantined
+//	NotInSilicon    → Superseded, Quarantined
 //	InSilicon       → Quarantined
 //	Quarantined     → InSilicon; Superseded if no burn was begun
 //	Superseded      → nothing
 //
-// So a key that may be in silicon is never given up, and a key that was given
-// up is never burned. Quarantined leads to InSilicon because a chip can be read
+// So a key that may be in silicon is never given up unless the chip was read and
+// shows that it is not, and a key that was given up is never burned. Quarantined leads to InSilicon because a chip can be read
 // later; a new burn of a quarantined key is not offered.
 func CheckTransition(history []State, next StateKind) error {
 	cur := current(history)
@@ -165,10 +168,12 @@ func CheckTransition(history []State, next StateKind) error {
 		ok = cur == Stored
 	case InSilicon:
 		ok = cur == Stored || cur == MayBeInSilicon || cur == Quarantined
+	case NotInSilicon:
+		ok = cur == MayBeInSilicon && !has(history, InSilicon)
 	case Superseded:
-		ok = (cur == Stored || cur == Quarantined) && !has(history, MayBeInSilicon) && !has(history, InSilicon)
+		ok = cur == NotInSilicon || (cur == Stored || cur == Quarantined) && !has(history, MayBeInSilicon) && !has(history, InSilicon)
 	case Quarantined:
-		ok = cur == Stored || cur == MayBeInSilicon || cur == InSilicon
+		ok = cur == Stored || cur == MayBeInSilicon || cur == NotInSilicon || cur == InSilicon
 	default:
 		return fmt.Errorf("keystore: unknown state %q", string(next))
 	}

@@ -195,10 +195,13 @@ func FuzzParseRecord(f *testing.F) {
 // TestCheckTransition is the table of its doc comment.
 func TestCheckTransition(t *testing.T) {
 	type kinds = []keystore.StateKind
-	all := kinds{keystore.MayBeInSilicon, keystore.InSilicon, keystore.Superseded, keystore.Quarantined}
+	all := kinds{keystore.MayBeInSilicon, keystore.InSilicon, keystore.NotInSilicon, keystore.Superseded, keystore.Quarantined}
 	for _, c := range []struct{ history, may kinds }{
-		{nil, all},
-		{kinds{keystore.MayBeInSilicon}, kinds{keystore.InSilicon, keystore.Quarantined}},
+		{nil, kinds{keystore.MayBeInSilicon, keystore.InSilicon, keystore.Superseded, keystore.Quarantined}},
+		{kinds{keystore.MayBeInSilicon}, kinds{keystore.InSilicon, keystore.NotInSilicon, keystore.Quarantined}},
+		{kinds{keystore.MayBeInSilicon, keystore.NotInSilicon}, kinds{keystore.Superseded, keystore.Quarantined}},
+		{kinds{keystore.MayBeInSilicon, keystore.NotInSilicon, keystore.Superseded}, nil},
+		{kinds{keystore.MayBeInSilicon, keystore.NotInSilicon, keystore.Quarantined}, kinds{keystore.InSilicon}},
 		{kinds{keystore.InSilicon}, kinds{keystore.Quarantined}},
 		{kinds{keystore.MayBeInSilicon, keystore.InSilicon}, kinds{keystore.Quarantined}},
 		{kinds{keystore.Superseded}, nil},

@@ -25,6 +25,7 @@ type history struct {
 	fp          keystore.Fingerprint
 	hasKey      bool
 	burnFP      keystore.Fingerprint // of the key whose burn was intended last
+	burnBlock   string               // where it was to go
 	gaveUp      bool                 // and the keystore says that it was never burned
 	keyRef      string
 	plan        string // plan_sha256 of this job's first run
@@ -91,9 +92,11 @@ func readHistory(entries []journal.Entry, job string) (history, error) {
 func (h *history) intendKey(e journal.Entry) error {
 	var intent struct {
 		Fingerprint string `json:"key_fingerprint"`
+		Block       string `json:"block"`
 	}
 	err := json.Unmarshal(e.Payload, &intent)
 	if err == nil {
+		h.burnBlock = intent.Block
 		h.burnFP, err = keystore.ParseFingerprint(intent.Fingerprint)
 	}
 	return err

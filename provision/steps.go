@@ -263,8 +263,31 @@ func (u *unit) recogniseKey(ctx context.Context, m keystore.Meta) error {
 			return u.keyState(ctx, keystore.InSilicon, "recognised")
 		}
 	}
-	return quarantine("set the board aside for an engineer: `provisiond inspect` shows its key blocks",
-		"the burn of key %s was begun, and no key block of the chip shows that key", m.Fingerprint)
+	blank, err := u.burnedNothing()
+	if err != nil {
+		return err
+	}
+	if !blank {
+		return quarantine("set the board aside for an engineer: `provisiond inspect` shows its key blocks",
+			"the burn of key %s was begun, and no key block of the chip shows that key", m.Fingerprint)
+	}
+	// The burn was cut off before it did anything, and the key is gone with the
+	// process that made it. The store learns what was seen before a new key.
+	if err := u.keyState(ctx, keystore.NotInSilicon, "the key block reads blank"); err != nil {
+		return err
+	}
+	u.burning, u.custody, u.past.gaveUp = false, false, true
+	return u.keyState(ctx, keystore.Superseded, "the job starts again")
+}
+
+// burnedNothing reports whether a key burn that was begun has left no trace: its
+// block is free, and no block shows an error, as half-burned check bits would.
+func (u *unit) burnedNothing() (bool, error) {
+	b, err := u.now.KeyBlock(u.past.burnBlock)
+	if err != nil {
+		return false, fmt.Errorf("the journal names the key block: %w", err)
+	}
+	return b.Free && len(u.now.BlockErrors()) == 0, nil
 }
 
 func keystoreFailure(ctx context.Context, err error) error {
