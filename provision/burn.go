@@ -144,16 +144,28 @@ func (u *unit) bootAndInspect(ctx context.Context) error {
 	if !u.job.Recipe.BootCheck.Enabled() {
 		return nil
 	}
-	if err := u.bootCheck(ctx, stepBoot); err != nil {
-		return err
-	}
-	if err := u.prepareBurn(ctx); err != nil {
-		return err
+	booted := u.bootCheck(ctx, stepBoot)
+	var failed *Failure
+	switch {
+	case booted == nil:
+		if err := u.prepareBurn(ctx); err != nil {
+			return err
+		}
+	case errors.As(booted, &failed) && failed.Cause == CauseUnit:
+		// The unit gets the blame only if it is still the one on the line, and not
+		// for what its bootloader did to its fuses.
+		if err := u.reconnect(ctx); errors.As(err, &failed) {
+			return failed
+		} else if err != nil {
+			return booted
+		}
+	default:
+		return booted
 	}
 	if err := u.plan.Expected(u.at() - 1).Verify(u.now); err != nil {
 		return quarantine("set the board aside for an engineer", "after the first boot the eFuses are not as planned: %v", err)
 	}
-	return nil
+	return booted
 }
 
 // bootLoops is how many banners of the ROM mean that the chip does not get on.

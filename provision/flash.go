@@ -132,7 +132,7 @@ func (u *unit) flashAt(ctx context.Context, regions []layout.Ciphertext, total i
 		done += int64(e.Size)
 	}
 	for _, r := range regions {
-		if err := u.writeRegion(ctx, r, done, total); err != nil {
+		if err := u.writeRegion(ctx, stepFlash, r, done, total); err != nil {
 			return err
 		}
 		done += int64(len(r.Data))
@@ -140,12 +140,12 @@ func (u *unit) flashAt(ctx context.Context, regions []layout.Ciphertext, total i
 	return nil
 }
 
-func (u *unit) writeRegion(ctx context.Context, r layout.Ciphertext, base, total int64) error {
+func (u *unit) writeRegion(ctx context.Context, step string, r layout.Ciphertext, base, total int64) error {
 	last := 0
 	err := u.client.WriteFlash(ctx, r.Region.Offset, r.Data, func(n, _ int) {
 		u.res.BytesWritten += int64(max(n-last, 0))
 		last = n
-		u.emit(stepFlash, base+int64(n), total, "write "+r.Region.Name)
+		u.emit(step, base+int64(n), total, "write "+r.Region.Name)
 	})
 	if err != nil {
 		return fmt.Errorf("write %s at 0x%x: %w", r.Region.Name, r.Region.Offset, err)
@@ -154,7 +154,7 @@ func (u *unit) writeRegion(ctx context.Context, r layout.Ciphertext, base, total
 }
 
 // verifyAll compares the MD5 of every region after the last write, since a later
-// erase could have hit an earlier layout.Ciphertext, and that the rest is erased.
+// erase could have hit an earlier region, and that the rest is erased.
 func (u *unit) verifyAll(ctx context.Context, regions []layout.Ciphertext) (observed, error) {
 	for try := 1; ; try++ {
 		bad, err := u.wrongRegions(ctx, regions)
@@ -169,7 +169,7 @@ func (u *unit) verifyAll(ctx context.Context, regions []layout.Ciphertext) (obse
 				"flash region %s at 0x%x reads back wrong %d times", bad[0].Region.Name, bad[0].Region.Offset, try)
 		}
 		for _, r := range bad {
-			if err := u.writeRegion(ctx, r, 0, 0); err != nil {
+			if err := u.writeRegion(ctx, stepVerify, r, 0, int64(len(r.Data))); err != nil {
 				return nil, err
 			}
 		}
