@@ -56,6 +56,8 @@ type bench struct {
 
 	// at is called when a step begins, before its intent: once for each name.
 	at map[string]func()
+	// observe sees all progress.
+	observe func(provision.Event)
 	// wrap gives the port of the next run another behaviour.
 	wrap func(rom.Port) rom.Port
 }
@@ -214,6 +216,9 @@ func (b *bench) run(ctx context.Context, c *espsim.Chip, job *provision.Job) *pr
 	e := &provision.Engine{
 		Store: b.store, Journal: b.jrn, Station: "bench", Slot: "1", Operator: "anna", Lot: "lot-1",
 		Observe: func(e provision.Event) {
+			if b.observe != nil {
+				b.observe(e)
+			}
 			f := b.at[e.Step]
 			if f == nil || began[e.Step] || e.Done != 0 || e.Total != 0 || e.Text != "" {
 				return
@@ -237,7 +242,7 @@ func (b *bench) again(c *espsim.Chip, job *provision.Job) *provision.Result {
 	if err := c.Reopen(b.t.Context()); err != nil {
 		b.t.Fatal(err)
 	}
-	b.at, b.wrap = map[string]func(){}, nil
+	b.at, b.wrap, b.observe = map[string]func(){}, nil, nil
 	return b.run(b.t.Context(), c, job)
 }
 
