@@ -222,8 +222,10 @@ func TestNoPrinterShowsAKey(t *testing.T) {
 	}
 	out.WriteString(cmp.Diff(fmt.Sprint(k), "x"))
 	decimal := strings.Trim(fmt.Sprint(text[:8]), "[]")
-	for _, form := range []string{string(text[:8]), fmt.Sprintf("%x", text[:8]), fmt.Sprintf("%X", text[:8]), fmt.Sprintf("% x", text[:8]),
-		decimal, strings.ReplaceAll(decimal, " ", ","), "S2V5Qnl0ZX"} {
+	for _, form := range []string{
+		string(text[:8]), fmt.Sprintf("%x", text[:8]), fmt.Sprintf("%X", text[:8]), fmt.Sprintf("% x", text[:8]),
+		decimal, strings.ReplaceAll(decimal, " ", ","), "S2V5Qnl0ZX",
+	} {
 		if strings.Contains(out.String(), form) {
 			t.Errorf("the key shows as %q", form)
 		}

@@ -138,9 +138,7 @@ func Open(path string) (*DB, error) {
 	if err == nil {
 		return db, nil
 	}
-	if db.file != nil {
-		_ = db.file.Close() // gives the lock back when bbolt panicked; else closed already
-	}
+	db.letGo() // when bbolt panicked; else it has closed the file already
 	if errors.Is(err, fs.ErrNotExist) {
 		err = ErrMissing
 	}
@@ -202,13 +200,22 @@ func (db *DB) Update(fn func(*bolt.Tx) error) error {
 func (db *DB) Close() error {
 	db.writer.Lock()
 	defer db.writer.Unlock()
-	if db.broken.Load() != nil {
-		if err := db.file.Close(); !errors.Is(err, fs.ErrClosed) {
+	if db.broken.Load() == nil {
+		if err := db.guard(db.bolt.Close); db.broken.Load() == nil {
 			return err
 		}
-		return nil
 	}
-	return db.guard(db.bolt.Close)
+	db.letGo()
+	return nil
+}
+
+// letGo closes the file without bbolt. The lock is given back first: the map
+// that bbolt leaves behind keeps the file, and with it the lock, alive.
+func (db *DB) letGo() {
+	if db.file != nil {
+		_ = syscall.Flock(int(db.file.Fd()), syscall.LOCK_UN)
+		_ = db.file.Close()
+	}
 }
 
 func (db *DB) guard(fn func() error) error {

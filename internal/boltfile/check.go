@@ -3,7 +3,6 @@ package boltfile
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -26,6 +25,8 @@ const (
 	metaMagic   = 0xED0CDAED
 	metaVersion = 2
 	metaSize    = 64 // magic, version, pageSize, flags u32; root 16; freelist, pgid, txid, checksum u64
+
+	minPage, maxPage = 1 << 10, 1 << 24 // sizes of a page that bbolt looks for
 
 	maxTreeDepth = 64
 )
@@ -74,55 +75,45 @@ func newestMeta(f io.ReaderAt, size int64) (m meta, fallback bool, err error) {
 		return meta{}, false, damaged("the file is empty")
 	}
 	// The second meta page lies one page in, whose size only a meta page tells.
-	first, errFirst := readMeta(f, 0)
-	second, errSecond := meta{}, error(nil)
-	if errFirst == nil {
-		second, errSecond = readMeta(f, int64(first.pageSize))
-	} else {
-		errSecond = errFirst
-		for ps := int64(1024); ps <= 1<<24 && errSecond != nil; ps *= 2 {
-			if second, errSecond = readMeta(f, ps); errSecond == nil && int64(second.pageSize) != ps {
-				errSecond = errFirst
-			}
-		}
+	first, firstOK := readMeta(f, 0)
+	second, secondOK := meta{}, false
+	if firstOK {
+		second, secondOK = readMeta(f, int64(first.pageSize))
+	}
+	for ps := int64(minPage); ps <= maxPage && !firstOK && !secondOK; ps *= 2 {
+		second, secondOK = readMeta(f, ps)
+		secondOK = secondOK && int64(second.pageSize) == ps
 	}
 	switch {
-	case errFirst != nil && errSecond != nil:
+	case !firstOK && !secondOK:
 		return meta{}, false, damaged("neither meta page is valid")
-	case errFirst != nil:
-		return second, true, nil
-	case errSecond != nil:
-		return first, true, nil
-	case second.version > first.version:
-		return second, false, nil
+	case !firstOK, secondOK && second.version > first.version:
+		return second, !firstOK, nil
 	}
-	return first, false, nil
+	return first, !secondOK, nil
 }
 
-func readMeta(f io.ReaderAt, off int64) (meta, error) {
+// readMeta reads the meta page at an offset; ok says that it is valid.
+func readMeta(f io.ReaderAt, off int64) (m meta, ok bool) {
 	var b [pageHeaderSize + metaSize]byte
 	if _, err := f.ReadAt(b[:], off); err != nil {
-		return meta{}, errors.New("too short")
+		return meta{}, false
 	}
 	p := b[pageHeaderSize:]
 	sum := fnv.New64a()
 	_, _ = sum.Write(p[:metaSize-8])
-	m := meta{
+	m = meta{
 		pageSize:  int(order.Uint32(p[8:])),
 		root:      order.Uint64(p[16:]),
 		freelist:  order.Uint64(p[32:]),
 		highWater: order.Uint64(p[40:]),
 		version:   order.Uint64(p[48:]),
 	}
-	switch {
-	case order.Uint16(b[8:])&flagMeta == 0,
-		order.Uint32(p) != metaMagic,
-		order.Uint32(p[4:]) != metaVersion,
-		order.Uint64(p[56:]) != sum.Sum64(),
-		m.pageSize < 1024 || m.pageSize > 1<<24 || m.pageSize&(m.pageSize-1) != 0:
-		return meta{}, errors.New("not valid")
-	}
-	return m, nil
+	return m, order.Uint16(b[8:])&flagMeta != 0 &&
+		order.Uint32(p) == metaMagic &&
+		order.Uint32(p[4:]) == metaVersion &&
+		order.Uint64(p[56:]) == sum.Sum64() &&
+		m.pageSize >= minPage && m.pageSize <= maxPage && m.pageSize&(m.pageSize-1) == 0
 }
 
 type walker struct {

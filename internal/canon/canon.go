@@ -397,9 +397,6 @@ func (r *Reader) peek() byte {
 
 // skip checks one value of any kind.
 func (r *Reader) skip(field string, depth int) {
-	if depth > maxDepth {
-		r.Fail(field, "nested too deep")
-	}
 	if r.err != nil {
 		return
 	}
@@ -422,6 +419,10 @@ func (r *Reader) skip(field string, depth int) {
 }
 
 func (r *Reader) skipNested(field string, open byte, depth int) {
+	if depth > maxDepth {
+		r.Fail(field, "nested too deep")
+		return
+	}
 	r.pos++
 	closing := open + 2 // '{' → '}', '[' → ']'
 	var last []byte

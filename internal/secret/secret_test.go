@@ -103,8 +103,10 @@ func holders() map[string]any {
 
 func TestNoVerbPrints(t *testing.T) {
 	for name, v := range holders() {
-		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%+s", "%q", "%#q", "%x", "%X", "%#x", "% x", "% #X", "%d", "%+d", "%o", "%b",
-			"%c", "%U", "%#U", "%e", "%g", "%t", "%p", "%T", "%08d", "%20.40s", "%z"} {
+		for _, verb := range []string{
+			"%v", "%+v", "%#v", "%s", "%+s", "%q", "%#q", "%x", "%X", "%#x", "% x", "% #X", "%d", "%+d", "%o", "%b",
+			"%c", "%U", "%#U", "%e", "%g", "%t", "%p", "%T", "%08d", "%20.40s", "%z",
+		} {
 			noLeak(t, verb+" of "+name, fmt.Sprintf(verb, v))
 		}
 		noLeak(t, "Print of "+name, fmt.Sprint(v)+fmt.Sprintln(v))

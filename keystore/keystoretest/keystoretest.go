@@ -660,8 +660,10 @@ func testNothingShowsTheKey(t *testing.T, h Harness) {
 	out := text.String()
 	_ = r.Key.Use(func(key []byte) error {
 		decimal := strings.Trim(fmt.Sprintf("%d", key[:8]), "[]")
-		for _, form := range []string{string(key[:8]), fmt.Sprintf("%x", key[:8]), fmt.Sprintf("%X", key[:8]),
-			decimal, strings.ReplaceAll(decimal, " ", ", ")} {
+		for _, form := range []string{
+			string(key[:8]), fmt.Sprintf("%x", key[:8]), fmt.Sprintf("%X", key[:8]),
+			decimal, strings.ReplaceAll(decimal, " ", ", "),
+		} {
 			if strings.Contains(out, form) {
 				t.Errorf("the key shows in: %s", out)
 			}

@@ -88,9 +88,10 @@ func rowOf(r keystore.Record) row {
 	return row{meta: m, partitionSHA256: sha256.Sum256(r.PartitionTable)}
 }
 
-func (r row) append(b []byte) []byte {
+// text is the row's canonical encoding.
+func (r row) text() []byte {
 	m := r.meta
-	b = append(b, `{"unit":`...)
+	b := []byte(`{"unit":`)
 	b = canon.AppendString(b, m.Unit.String())
 	b = append(b, `,"simulated":`...)
 	b = strconv.AppendBool(b, m.Simulated)

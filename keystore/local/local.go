@@ -336,7 +336,7 @@ func (s *Store) Create(ctx context.Context, r keystore.Record) (keystore.Receipt
 		row.stored = s.now().UTC()
 		receipt = s.receipt(r.Unit, r.Fingerprint, 1, row.stored)
 		return errors.Join(
-			rows.Put(id, row.append(nil)),
+			rows.Put(id, row.text()),
 			tx.Bucket(bucketSealed).Put(id, sealed),
 			tx.Bucket(bucketByPrint).Put(r.Fingerprint[:], r.Unit[:]))
 	})
@@ -353,7 +353,7 @@ func sameRecord(k stored, row row) error {
 	case k.meta().Superseded():
 		return fmt.Errorf("%w: key %s of unit %s is superseded and may not be used again: make a new key",
 			keystore.ErrExists, k.row.meta.Fingerprint, k.row.meta.Unit)
-	case !bytes.Equal(row.append(nil), k.row.append(nil)):
+	case !bytes.Equal(row.text(), k.row.text()):
 		return fmt.Errorf("%w: key %s of unit %s, stored by job %s",
 			keystore.ErrExists, k.row.meta.Fingerprint, k.row.meta.Unit, k.row.meta.Job)
 	}

@@ -202,7 +202,7 @@ func (s *Store) open(k stored, sealed []byte) (keystore.Record, error) {
 	}
 	want := rowOf(r)
 	want.seq, want.stored, want.sealedSHA256 = k.row.seq, k.row.stored, k.row.sealedSHA256
-	if !bytes.Equal(want.append(nil), k.row.append(nil)) {
+	if !bytes.Equal(want.text(), k.row.text()) {
 		r.Key.Wipe()
 		return keystore.Record{}, s.damaged(unit, "what stands in clear differs from the sealed record")
 	}

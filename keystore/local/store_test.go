@@ -286,7 +286,7 @@ func TestTampering(t *testing.T) {
 		put(t, s, bucketStates, stateKey(id, st), nil)
 	}
 	put(t, s, bucketSealed, id, sealed)
-	put(t, s, bucketRows, id, row.append(nil))
+	put(t, s, bucketRows, id, row.text())
 	if confirm, load, list := probe(); !errors.Is(confirm, keystore.ErrDamaged) || !errors.Is(load, keystore.ErrDamaged) || list != nil {
 		t.Errorf("forged: %v, %v, %v", confirm, load, list)
 	}

@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +32,19 @@ func TestGolden(t *testing.T) {
 	}
 	if got := HashLine([]byte(goldenLine)).String(); got != goldenHash {
 		t.Errorf("hash %s", got)
+	}
+}
+
+// TestDocument: docs/journal.md shows the same vector.
+func TestDocument(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/journal.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{goldenLine, goldenHash, StepInit, string(bucketEntries), string(bucketUnits), string(bucketMeta), string(keyHead)} {
+		if !bytes.Contains(doc, []byte(text)) {
+			t.Errorf("docs/journal.md lacks %s", text)
+		}
 	}
 }
 

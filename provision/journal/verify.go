@@ -106,6 +106,9 @@ func (v *verifier) one(line []byte, units *bolt.Bucket) error {
 	} else if e.Time.Before(v.last) {
 		v.clockSteps++
 	}
+	if e.Station != v.first.Station {
+		return v.j.damaged(int64(v.next), "it names another station than entry 0")
+	}
 	if e.Unit != (chip.MAC{}) {
 		v.inIndex++
 		if units.Get(unitKey(e.Unit, v.next)) == nil {
