@@ -18,7 +18,7 @@ type planCmd struct {
 	Recipe       string `help:"The recipe of the product." required:"" placeholder:"R"`
 	Port         string `help:"The board to plan for. Without it the plan is for a virgin chip." placeholder:"P" xor:"what"`
 	Chip         string `help:"Plan for a virgin chip of this kind." placeholder:"C" xor:"what"`
-	Revision     string `help:"Revision of that virgin chip. Default: the oldest that the recipe allows." placeholder:"V"`
+	Revision     string `help:"Revision of that virgin chip. Default: the oldest that the recipe asks for; without one, a common one." placeholder:"V"`
 	Reset        string `help:"How the board is reset: default or none." enum:"default,none" default:"default"`
 	ResetCommand string `help:"A program that resets the board; it is called with one argument, download or run." placeholder:"PROG"`
 	JSON         bool   `help:"Answer in JSON."`
