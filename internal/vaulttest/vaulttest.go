@@ -1,0 +1,401 @@
+// Package vaulttest owns real Vault servers for tests: it finds or builds the
+// server, starts it over TLS with an authority of its own, initialises and
+// unseals it, and kills it when the test ends. It promises that no test skips
+// because there is no server, and that VAULT_* of the developer's environment
+// reaches neither server nor client.
+//
+// The server is a nested module, so that its dependencies stay out of
+// provisiond's.
+package vaulttest
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Server is one running Vault, or several that form a cluster. The embedded
+// Node is the first.
+type Server struct {
+	*Node
+	CA     *CA
+	Nodes  []*Node
+	Root   string // the root token
+	unseal string
+	http   *http.Client
+}
+
+// Node is one process.
+type Node struct {
+	Addr   string // https://127.0.0.1:port
+	Audit  string // its audit file, once EnableAudit was called
+	dir    string
+	config string
+	bin    string
+	s      *Server
+
+	mu   sync.Mutex
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// Option changes a server before it starts.
+type Option func(*options)
+
+type options struct {
+	raft  bool
+	nodes int
+	extra string
+}
+
+// Extra adds lines to the configuration file of every node.
+func Extra(hcl string) Option { return func(o *options) { o.extra += hcl + "\n" } }
+
+// New starts one server that keeps everything in memory.
+func New(t testing.TB, opts ...Option) *Server { return start(t, options{nodes: 1}, opts) }
+
+// Raft starts one server with raft storage on disk.
+func Raft(t testing.TB, opts ...Option) *Server { return start(t, options{nodes: 1, raft: true}, opts) }
+
+// Cluster starts n servers (at most three) with raft storage on 127.0.0.1 to 127.0.0.n.
+func Cluster(t testing.TB, n int, opts ...Option) *Server {
+	return start(t, options{nodes: n, raft: true}, opts)
+}
+
+// ClearEnv removes VAULT_* from the environment for the test's time.
+func ClearEnv(t testing.TB) {
+	t.Helper()
+	for _, kv := range os.Environ() {
+		name, value, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, "VAULT_") || name == "VAULT_BIN" {
+			continue
+		}
+		if err := os.Unsetenv(name); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Setenv(name, value) }) //nolint:usetesting // t.Setenv cannot unset
+	}
+}
+
+func start(t testing.TB, o options, opts []Option) *Server {
+	t.Helper()
+	for _, opt := range opts {
+		opt(&o)
+	}
+	ClearEnv(t)
+	bin := Binary(t)
+	s := &Server{CA: NewCA(t)}
+	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.CA.Pool(), MinVersion: tls.VersionTLS12}}
+	s.http = &http.Client{Transport: tr, Timeout: 30 * time.Second}
+	t.Cleanup(tr.CloseIdleConnections)
+	cert, key := s.CA.Issue(t, "vault")
+	for i := range o.nodes {
+		n := newNode(t, s, o, i, bin, cert, key)
+		s.Nodes = append(s.Nodes, n)
+		n.Start(t)
+		t.Cleanup(n.Kill)
+		if i == 0 {
+			s.Node = n
+			s.init(t)
+		} else {
+			s.must(t, n, "", http.MethodPost, "sys/storage/raft/join", map[string]any{
+				"leader_api_addr": s.Nodes[0].Addr, "leader_ca_cert": readFile(t, s.CA.File),
+			})
+		}
+		n.Unseal(t)
+	}
+	if o.nodes > 1 {
+		s.awaitVoters(t, o.nodes)
+	}
+	return s
+}
+
+func newNode(t testing.TB, s *Server, o options, i int, bin, cert, key string) *Node {
+	t.Helper()
+	host := fmt.Sprintf("127.0.0.%d", i+1)
+	api, cluster := freePort(t, host), freePort(t, host)
+	dir := t.TempDir()
+	n := &Node{Addr: "https://" + api, dir: dir, bin: bin, s: s, config: filepath.Join(dir, "vault.hcl")}
+	storage := `storage "inmem" {}`
+	if o.raft {
+		storage = fmt.Sprintf("storage \"raft\" {\n  path = %q\n  node_id = \"node%d\"\n  performance_multiplier = 1\n}", dir, i+1)
+	}
+	hcl := fmt.Sprintf(`%s
+listener "tcp" {
+  address         = %q
+  cluster_address = %q
+  tls_cert_file   = %q
+  tls_key_file    = %q
+}
+api_addr      = %q
+cluster_addr  = "https://%s"
+disable_mlock = true
+log_level     = "warn"
+%s
+`, storage, api, cluster, cert, key, n.Addr, cluster, o.extra)
+	if err := os.WriteFile(n.config, []byte(hcl), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func freePort(t testing.TB, host string) string {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", host+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+// Start starts the process and waits until it answers. It stays sealed.
+func (n *Node) Start(t testing.TB) {
+	t.Helper()
+	log, err := os.OpenFile(filepath.Join(n.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	cmd := exec.Command(n.bin, "server", "-config="+n.config) //nolint:noctx // Kill ends it
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = []string{"HOME=" + n.dir, "PATH=" + os.Getenv("PATH")}
+	cmd.SysProcAttr = dieWithParent()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(done) }()
+	n.mu.Lock()
+	n.cmd, n.done = cmd, done
+	n.mu.Unlock()
+	Eventually(t, 30*time.Second, "server "+n.Addr+" answers", func() error {
+		select {
+		case <-done:
+			t.Fatalf("vault server ended:\n%s", n.Log())
+		default:
+		}
+		_, _, err := n.s.Do(n, "", http.MethodGet, "sys/seal-status", nil)
+		return err
+	})
+}
+
+// Log is what the process wrote.
+func (n *Node) Log() string {
+	b, _ := os.ReadFile(filepath.Join(n.dir, "log"))
+	return string(b)
+}
+
+// Signal sends a signal: SIGSTOP and SIGCONT pause a node.
+func (n *Node) Signal(sig syscall.Signal) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cmd != nil {
+		_ = n.cmd.Process.Signal(sig)
+	}
+}
+
+// Kill ends the process at once, as a power cut does.
+func (n *Node) Kill() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cmd == nil {
+		return
+	}
+	_ = n.cmd.Process.Kill()
+	<-n.done
+	n.cmd = nil
+}
+
+// Unseal unseals the node and waits until that took effect.
+func (n *Node) Unseal(t testing.TB) {
+	t.Helper()
+	Eventually(t, 30*time.Second, "unseal of "+n.Addr, func() error {
+		status, body, err := n.s.Do(n, "", http.MethodPost, "sys/unseal", map[string]any{"key": n.s.unseal})
+		if err != nil || status != http.StatusOK {
+			return fmt.Errorf("%d %v %w", status, body, err)
+		}
+		status, _, err = n.s.Do(n, "", http.MethodGet, "sys/health?standbyok=true", nil)
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("health is %d", status)
+		}
+		return err
+	})
+}
+
+// Seal seals the node.
+func (n *Node) Seal(t testing.TB) {
+	t.Helper()
+	n.s.must(t, n, n.s.Root, http.MethodPost, "sys/seal", nil)
+}
+
+// StepDown makes the node give up being the leader.
+func (n *Node) StepDown(t testing.TB) {
+	t.Helper()
+	n.s.must(t, n, n.s.Root, http.MethodPost, "sys/step-down", nil)
+}
+
+func (s *Server) init(t testing.TB) {
+	t.Helper()
+	body := s.must(t, s.Node, "", http.MethodPost, "sys/init", map[string]any{"secret_shares": 1, "secret_threshold": 1})
+	s.unseal = body["keys"].([]any)[0].(string) //nolint:forcetypeassert // a test
+	s.Root = body["root_token"].(string)        //nolint:forcetypeassert // a test
+}
+
+// Addrs are the addresses of all nodes.
+func (s *Server) Addrs() []string {
+	var addrs []string
+	for _, n := range s.Nodes {
+		addrs = append(addrs, n.Addr)
+	}
+	return addrs
+}
+
+// Leader waits for a node that is active and gives it.
+func (s *Server) Leader(t testing.TB) *Node {
+	t.Helper()
+	var leader *Node
+	Eventually(t, 60*time.Second, "a leader", func() error {
+		for _, n := range s.Nodes {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			status, _, err := s.do(ctx, n, "", http.MethodGet, "sys/health", nil)
+			cancel()
+			if err == nil && status == http.StatusOK {
+				leader = n
+				return nil
+			}
+		}
+		return errors.New("no node is active")
+	})
+	return leader
+}
+
+func (s *Server) awaitVoters(t testing.TB, n int) {
+	t.Helper()
+	Eventually(t, 60*time.Second, "all nodes vote", func() error {
+		_, body, err := s.Do(s.Node, s.Root, http.MethodGet, "sys/storage/raft/configuration", nil)
+		if err != nil {
+			return err
+		}
+		b, _ := json.Marshal(body)
+		if got := bytes.Count(b, []byte(`"voter":true`)); got != n {
+			return fmt.Errorf("%d voters", got)
+		}
+		return nil
+	})
+	for _, node := range s.Nodes {
+		Eventually(t, 30*time.Second, node.Addr+" knows the leader", func() error {
+			_, body, err := s.Do(node, "", http.MethodGet, "sys/leader", nil)
+			if addr, _ := body["leader_address"].(string); err != nil || addr == "" {
+				return fmt.Errorf("%v %w", body, err)
+			}
+			return nil
+		})
+	}
+}
+
+// EnableAudit switches on a file audit device on path (the first node's folder
+// when path is empty) and gives the path.
+func (s *Server) EnableAudit(t testing.TB, path string) string {
+	t.Helper()
+	if path == "" {
+		path = filepath.Join(s.dir, "audit.log")
+	}
+	s.Must(t, http.MethodPost, "sys/audit/file", map[string]any{"type": "file", "options": map[string]any{"file_path": path}})
+	s.Audit = path
+	return path
+}
+
+// Do sends one request and gives status and body.
+func (s *Server) Do(n *Node, token, method, path string, body any) (int, map[string]any, error) {
+	return s.do(context.Background(), n, token, method, path, body)
+}
+
+func (s *Server) do(ctx context.Context, n *Node, token, method, path string, body any) (int, map[string]any, error) {
+	var b []byte
+	if body != nil {
+		var err error
+		if b, err = json.Marshal(body); err != nil {
+			return 0, nil, err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, n.Addr+"/v1/"+path, bytes.NewReader(b))
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Header.Set("X-Vault-Request", "true")
+	if token != "" {
+		req.Header.Set("X-Vault-Token", token)
+	}
+	resp, err := s.http.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	out := map[string]any{}
+	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil && resp.StatusCode < 300 && resp.StatusCode != http.StatusNoContent {
+		return resp.StatusCode, nil, err
+	}
+	return resp.StatusCode, out, nil
+}
+
+// Must sends a request as root to the first node and ends the test unless it succeeds.
+func (s *Server) Must(t testing.TB, method, path string, body any) map[string]any {
+	t.Helper()
+	return s.must(t, s.Node, s.Root, method, path, body)
+}
+
+func (s *Server) must(t testing.TB, n *Node, token, method, path string, body any) map[string]any {
+	t.Helper()
+	status, out, err := s.Do(n, token, method, path, body)
+	if err != nil || status >= 300 {
+		t.Fatalf("%s %s: %d %v %v", method, path, status, out, err)
+	}
+	return out
+}
+
+// Token makes a token with policies.
+func (s *Server) Token(t testing.TB, policies ...string) string {
+	t.Helper()
+	out := s.Must(t, http.MethodPost, "auth/token/create", map[string]any{"policies": policies, "period": "1h"})
+	return out["auth"].(map[string]any)["client_token"].(string) //nolint:forcetypeassert // a test
+}
+
+// Eventually asks until f has no error. It is for other processes, whose
+// events cannot be awaited.
+func Eventually(t testing.TB, limit time.Duration, what string, f func() error) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(limit); ; <-tick.C {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within %s: %v", what, limit, err)
+		}
+	}
+}
+
+func readFile(t testing.TB, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
