@@ -18,8 +18,11 @@ func (u *unit) burn(ctx context.Context) error {
 	stage := u.todo[0]
 	isKey := stage.Key != nil
 	intent := map[string]any{"plan_sha256": Hash(u.plan.Hash())}
-	if isKey {
+	switch {
+	case isKey:
 		intent["key_fingerprint"], intent["block"] = u.fp.String(), stage.Key.Block
+	case stage.Name == stageKey: // the key is there and its purpose is not
+		intent["key_fingerprint"], intent["block"] = u.fp.String(), u.past.burnBlock
 	}
 	return u.oneWay(ctx, stage.Name, intent, func(ctx context.Context) (observed, error) {
 		if isKey {

@@ -317,7 +317,9 @@ func (u *unit) makePlan() error {
 		return u.surprise("fuses are set that nobody explains: " + strings.Join(foreign, ", "))
 	}
 	if u.past.keyBurned {
-		all = all[1:]
+		if all, err = u.afterKey(all); err != nil {
+			return err
+		}
 	} else if u.past.intents[stageKey] && !u.past.gaveUp {
 		return quarantine("set the board aside for an engineer", "a key burn was begun for unit %s and the keystore holds no key for it", u.mac)
 	}
@@ -332,6 +334,24 @@ func (u *unit) makePlan() error {
 			"the key block of this chip takes %d bytes (coding scheme 3/4) and a key has %d", n, keyBytes)
 	}
 	return nil
+}
+
+// afterKey leaves of the stages what is to do once the key is in its block. The
+// purpose is burned after the key: without it the block is none that encrypts, and
+// the next stage would lock it so.
+func (u *unit) afterKey(all []efuse.Stage) ([]efuse.Stage, error) {
+	key := all[0].Key
+	b, err := u.now.KeyBlock(key.Block)
+	if err != nil || key.Purpose == "" || b.Purpose == key.Purpose {
+		return all[1:], err
+	}
+	p, ok := u.now.Table().Purpose(key.Purpose)
+	if !ok {
+		return nil, fmt.Errorf("the %s has no key purpose %s", u.model.Title, key.Purpose)
+	}
+	all[0].Key = nil
+	all[0].Set = []chip.Assignment{{Field: purposeField(key.Block), Value: uint32(p.Value)}} //nolint:gosec // 0 to 31
+	return all, nil
 }
 
 // setPlan checks stages against what the chip shows now.
