@@ -405,6 +405,40 @@ func TestBootloaderBurns(t *testing.T) {
 	})
 }
 
+// garble damages one byte of the application's text, as often as it is told to.
+type garble struct {
+	rom.Port
+	times int
+}
+
+func (g *garble) Read(ctx context.Context, p []byte) (int, error) {
+	n, err := g.Port.Read(ctx, p)
+	if at := bytes.Index(p[:n], []byte(sample.AppText)); at >= 0 && g.times > 0 {
+		g.times--
+		p[at+3] ^= 0x04
+	}
+	return n, err
+}
+
+// TestNoiseInBootText: one damaged byte in the text of a boot costs another reset,
+// not a verdict; and after the closing not a good unit.
+func TestNoiseInBootText(t *testing.T) {
+	bothChips(t, func(t *testing.T, name string) {
+		for _, step := range []string{"boot-check", "proof"} {
+			for times, want := range map[int]provision.Verdict{1: provision.Pass, 2: map[string]provision.Verdict{"boot-check": provision.Fail, "proof": provision.Quarantined}[step]} {
+				b := newMemoryBench(t)
+				c := b.board(espsim.Options{Model: model(t, name)})
+				g := &garble{}
+				b.wrap = func(p rom.Port) rom.Port { g.Port = p; return g }
+				b.at[step] = func() { g.times = times }
+				if r := b.run(t.Context(), c, sampleJob(t, name, "release")); r.Verdict != want {
+					t.Errorf("%s, %d times: %s: %s", step, times, r.Verdict, r.Reason)
+				}
+			}
+		}
+	})
+}
+
 // stale puts text in front of what the board says after its next resets.
 type stale struct {
 	rom.Port

@@ -171,8 +171,10 @@ func (u *unit) bootAndInspect(ctx context.Context) error {
 	return booted
 }
 
-// bootLoops is how many banners of the ROM mean that the chip does not get on.
-const bootLoops = 4
+const (
+	bootLoops  = 4 // so many banners of the ROM mean that the chip does not get on
+	bootResets = 2 // of a boot check
+)
 
 // bootCheck resets the board and waits for the product's text. Only what comes
 // after that reset's ROM banner counts.
@@ -180,19 +182,25 @@ func (u *unit) bootCheck(ctx context.Context, step string) error {
 	check := u.job.Recipe.BootCheck
 	return u.do(ctx, step, map[string]any{"expect": check.Expect, "timeout_ms": check.Timeout.Milliseconds()},
 		func(ctx context.Context) (observed, error) {
-			text, err := u.bootText(ctx)
-			saw := observed{"text": printable(text), "text_hex": hex.EncodeToString(tail(text, 256))}
-			if err != nil && !errors.Is(err, context.DeadlineExceeded) {
-				return saw, err
+			for reset := 1; ; reset++ {
+				text, err := u.bootText(ctx)
+				saw := observed{"text": printable(text), "text_hex": hex.EncodeToString(tail(text, 256)), "resets": reset}
+				if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+					return saw, err
+				}
+				if ctx.Err() != nil {
+					return saw, ctx.Err()
+				}
+				if u.booted(text) {
+					return saw, nil
+				}
+				// A damaged byte in the text is the line's fault, and gets a second
+				// reset. Silence and a boot loop are the unit's.
+				if reset == bootResets || len(text) == 0 || u.bootLoop(text) {
+					return saw, failUnit("look at the text: "+bootHint(text),
+						"the unit did not boot: %q did not come within %s; the last text was %q", check.Expect, check.Timeout, printable(tail(text, 120)))
+				}
 			}
-			if ctx.Err() != nil {
-				return saw, ctx.Err()
-			}
-			if !u.booted(text) {
-				return saw, failUnit("look at the text: "+bootHint(text),
-					"the unit did not boot: %q did not come within %s; the last text was %q", check.Expect, check.Timeout, printable(tail(text, 120)))
-			}
-			return saw, nil
 		})
 }
 
@@ -211,9 +219,11 @@ func (u *unit) bootText(ctx context.Context) ([]byte, error) {
 	limited, cancel := context.WithTimeout(ctx, u.job.Recipe.BootCheck.Timeout)
 	defer cancel()
 	return rom.ReadText(limited, u.line.Port, func(text []byte) bool {
-		return u.booted(text) || bytes.Count(text, u.model.ROM.Banner) >= bootLoops
+		return u.booted(text) || u.bootLoop(text)
 	})
 }
+
+func (u *unit) bootLoop(text []byte) bool { return bytes.Count(text, u.model.ROM.Banner) >= bootLoops }
 
 func (u *unit) booted(text []byte) bool {
 	_, after, ok := bytes.Cut(text, u.model.ROM.Banner)
