@@ -39,6 +39,9 @@ type Journal interface {
 type Line struct {
 	Port  rom.Port
 	Reset rom.Resetter
+	// Serial is the serial number on the board's label, for the journal. It may be
+	// empty. What counts as the unit's identity is the MAC that the chip tells.
+	Serial string
 }
 
 // Job is what is to be done to every unit of a product. It is read-only and may
@@ -79,8 +82,9 @@ type Engine struct {
 	Journal  Journal
 	Station  string
 	Slot     string
-	Operator string
-	Lot      string
+	Operator string // named in every entry; may be empty
+	Lot      string // may be empty
+	Tool     string // name and version of the program, for the journal
 	Observe  func(Event)          // progress; may be nil
 	Trace    func(rom.TraceEvent) // frames without key bytes; may be nil
 }
@@ -184,7 +188,7 @@ func (u *unit) run(ctx context.Context) error {
 	if u.res.Closing != nil {
 		// Nobody can look at this unit again, so the proof belongs to the closing: a
 		// cancel waits for it.
-		own, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline+u.job.Recipe.BootCheck.Timeout)
+		own, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline+bootResets*u.job.Recipe.BootCheck.Timeout)
 		defer cancel()
 		return u.proveClosed(own)
 	}
@@ -235,6 +239,7 @@ func (u *unit) finish(ctx context.Context, err error) {
 	}
 	if u.res.EFuseAfter != nil {
 		body["efuse"] = u.res.EFuseAfter
+		body["efuse_errors"] = u.now.ErrorRegisters()
 	}
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline)
 	defer cancel()
@@ -247,7 +252,10 @@ func (u *unit) finish(ctx context.Context, err error) {
 	}
 }
 
-func (u *unit) write(ctx context.Context, step string, kind journal.Kind, body any) error {
+func (u *unit) write(ctx context.Context, step string, kind journal.Kind, body map[string]any) error {
+	if u.Operator != "" {
+		body["operator"] = u.Operator
+	}
 	b, err := journal.MarshalPayload(body)
 	if err != nil {
 		return fmt.Errorf("payload of step %s: %w", step, err)
@@ -269,7 +277,7 @@ func (u *unit) write(ctx context.Context, step string, kind journal.Kind, body a
 type observed map[string]any
 
 // do runs a reversible step: it may be cancelled, and repeated.
-func (u *unit) do(ctx context.Context, step string, intent any, act func(ctx context.Context) (observed, error)) error {
+func (u *unit) do(ctx context.Context, step string, intent map[string]any, act func(ctx context.Context) (observed, error)) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -278,7 +286,7 @@ func (u *unit) do(ctx context.Context, step string, intent any, act func(ctx con
 
 // oneWay runs a step that cannot be undone. From the durable intent to the
 // durable observation it has a deadline of its own, and a cancel waits.
-func (u *unit) oneWay(ctx context.Context, step string, intent any, act func(ctx context.Context) (observed, error)) error {
+func (u *unit) oneWay(ctx context.Context, step string, intent map[string]any, act func(ctx context.Context) (observed, error)) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -287,7 +295,7 @@ func (u *unit) oneWay(ctx context.Context, step string, intent any, act func(ctx
 	return u.bracket(own, own, step, intent, act)
 }
 
-func (u *unit) bracket(ctx, actCtx context.Context, step string, intent any, act func(ctx context.Context) (observed, error)) error {
+func (u *unit) bracket(ctx, actCtx context.Context, step string, intent map[string]any, act func(ctx context.Context) (observed, error)) error {
 	u.step++
 	u.emit(step, 0, 0, "")
 	began := time.Now()

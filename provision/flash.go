@@ -92,7 +92,7 @@ func (u *unit) flashAll(ctx context.Context, regions []layout.Ciphertext) (obser
 		if rerr := u.reconnect(ctx); rerr != nil {
 			return nil, errors.Join(rerr, err)
 		}
-		if rerr := u.attachFlash(ctx); rerr != nil {
+		if _, rerr := u.attachFlash(ctx); rerr != nil {
 			return nil, errors.Join(rerr, err)
 		}
 	}

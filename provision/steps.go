@@ -16,7 +16,7 @@ import (
 
 // connectFirst reaches a board that may be in any state.
 func (u *unit) connectFirst(ctx context.Context) error {
-	return u.do(ctx, stepConnect, map[string]any{"port": u.line.Port.Info().Name}, func(ctx context.Context) (observed, error) {
+	return u.do(ctx, stepConnect, u.jobFacts(), func(ctx context.Context) (observed, error) {
 		m, err := u.connect(ctx)
 		if err != nil {
 			return nil, connectFailure(err)
@@ -33,6 +33,22 @@ func (u *unit) connectFirst(ctx context.Context) error {
 		u.model = m
 		return observed{"chip": m.Name}, nil
 	})
+}
+
+// jobFacts opens a run in the journal: what is to be done, to what, by whom and
+// with what. The report package reads the members.
+func (u *unit) jobFacts() map[string]any {
+	r := u.job.Recipe
+	facts := map[string]any{
+		"port": u.line.Port.Info().Name, "recipe": r.Name, "recipe_revision": r.Revision,
+		"recipe_sha256": Hash(r.Hash()), "profile": r.Profile,
+	}
+	for name, v := range map[string]string{"lot": u.Lot, "serial": u.line.Serial, "tool": u.Tool} {
+		if v != "" {
+			facts[name] = v
+		}
+	}
+	return facts
 }
 
 // connectFailure says what a board that gives no loader means before anything was done.
@@ -124,9 +140,13 @@ func (u *unit) inspect(ctx context.Context) error {
 		u.res.EFuseBefore = u.now.Words()
 		saw := observed{
 			"chip": u.model.Name, "revision": u.rev.String(), "efuse": u.res.EFuseBefore,
-			"simulated": u.res.Simulated,
+			"efuse_errors": u.now.ErrorRegisters(), "simulated": u.res.Simulated,
 		}
-		if err := u.attachFlash(ctx); err != nil {
+		id, err := u.attachFlash(ctx)
+		if id.Size != 0 {
+			saw["flash_id"], saw["flash_size"] = id.String(), id.Size
+		}
+		if err != nil {
 			return saw, err
 		}
 		return saw, refused(u.job.Layout.CheckRevision(u.rev))
@@ -134,21 +154,21 @@ func (u *unit) inspect(ctx context.Context) error {
 }
 
 // attachFlash tells the ROM about the flash chip, and refuses one that is too small.
-func (u *unit) attachFlash(ctx context.Context) error {
+func (u *unit) attachFlash(ctx context.Context) (rom.FlashID, error) {
 	if err := u.client.AttachFlash(ctx); err != nil {
-		return err
+		return rom.FlashID{}, err
 	}
 	id, err := u.client.FlashID(ctx)
 	if err != nil {
-		return err
+		return id, err
 	}
 	if id.Size == 0 {
-		return refuse("check the flash chip and its soldering", "the flash chip does not tell its size (JEDEC id %s)", id)
+		return id, refuse("check the flash chip and its soldering", "the flash chip does not tell its size (JEDEC id %s)", id)
 	}
 	if err := refused(u.job.Layout.CheckFlash(id.Size)); err != nil {
-		return err
+		return id, err
 	}
-	return u.client.SetFlashSize(ctx, id.Size)
+	return id, u.client.SetFlashSize(ctx, id.Size)
 }
 
 // refused turns a layout's refusals into the engine's. All of them are told; the
