@@ -135,6 +135,7 @@ func (e *Engine) Run(ctx context.Context, line Line, job *Job) *Result {
 		res: &Result{
 			Recipe: job.Recipe.Name, RecipeRevision: job.Recipe.Revision,
 			Profile: string(job.Recipe.Profile), Chip: job.Recipe.Chip,
+			EFuseBefore: []efuse.BlockWords{}, EFuseAfter: []efuse.BlockWords{},
 			Images: []ImageResult{}, Steps: []StepResult{},
 		},
 	}
@@ -237,7 +238,7 @@ func (u *unit) finish(ctx context.Context, err error) {
 	if u.res.Closing != nil {
 		body["closing"] = u.res.Closing
 	}
-	if u.res.EFuseAfter != nil {
+	if u.now != nil {
 		body["efuse"] = u.res.EFuseAfter
 		body["efuse_errors"] = u.now.ErrorRegisters()
 	}
