@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/journal"
@@ -79,4 +80,18 @@ func (j *faultyJournal) Append(ctx context.Context, e journal.Entry) (journal.En
 		}
 	}
 	return journal.Entry{}, errInjected
+}
+
+// watchJournal tells how many burns there were since the entry before.
+type watchJournal struct {
+	provision.Journal
+	c     *espsim.Chip
+	burns int
+	seen  func(e journal.Entry, burns int)
+}
+
+func (j *watchJournal) Append(ctx context.Context, e journal.Entry) (journal.Entry, error) {
+	j.seen(e, j.c.Burns()-j.burns)
+	j.burns = j.c.Burns()
+	return j.Journal.Append(ctx, e)
 }
