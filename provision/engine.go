@@ -82,9 +82,9 @@ type Engine struct {
 	Journal  Journal
 	Station  string
 	Slot     string
-	Operator string // named in every entry; may be empty
-	Lot      string // may be empty
-	Tool     string // name and version of the program, for the journal
+	Operator string               // named in every entry; may be empty
+	Lot      string               // may be empty
+	Tool     string               // name and version of the program, for the journal
 	Observe  func(Event)          // progress; may be nil
 	Trace    func(rom.TraceEvent) // frames without key bytes; may be nil
 }
