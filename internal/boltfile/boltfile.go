@@ -7,12 +7,16 @@
 // an error within two seconds. The page structure is checked before bbolt maps
 // the file, and what bbolt still panics about (or a SIGBUS from a file that
 // shrank) is an error. bbolt's commits are fdatasynced.
+//
+// Of a file that is larger than a limit the caller gives (Quick), Open checks only
+// the pages that the next commit builds on; CheckAll checks all of them later.
 package boltfile
 
 import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -64,6 +68,22 @@ type DB struct {
 	MetaFallback bool
 }
 
+// Option changes how Open works.
+type Option func(*opening)
+
+type opening struct {
+	limit int64
+	wait  time.Duration
+}
+
+// Quick lets Open check only the right edge of every tree, and not every page, of
+// a file that has more than limit bytes. So a file of any size opens in the same
+// time. Metas, length and free list are always checked.
+func Quick(limit int64) Option { return func(o *opening) { o.limit = limit } }
+
+// NoWait lets Open give ErrLocked at once.
+func NoWait() Option { return func(o *opening) { o.wait = 0 } }
+
 func options(open func(string, int, os.FileMode) (*os.File, error)) *bolt.Options {
 	return &bolt.Options{
 		Timeout:      lockTimeout,
@@ -76,6 +96,31 @@ func options(open func(string, int, os.FileMode) (*os.File, error)) *bolt.Option
 // Create makes a new database with what fill writes into it. It refuses an
 // existing path.
 func Create(path string, fill func(*bolt.Tx) error) error {
+	return create(path, func(name string) error {
+		b, err := bolt.Open(name, 0o600, options(nil))
+		if err != nil {
+			return err
+		}
+		return errors.Join(b.Update(fill), b.Close())
+	})
+}
+
+// CreateBulk makes a new database as Create does, from as many transactions as
+// fill needs: it calls update for each. Nothing is synced before the end.
+func CreateBulk(path string, fill func(update func(func(*bolt.Tx) error) error) error) error {
+	return create(path, func(name string) error {
+		o := options(nil)
+		o.NoSync = true
+		b, err := bolt.Open(name, 0o600, o)
+		if err != nil {
+			return err
+		}
+		return errors.Join(fill(b.Update), b.Sync(), b.Close())
+	})
+}
+
+// create makes the file under another name first.
+func create(path string, build func(name string) error) error {
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("%s: %w", path, ErrExists)
 	}
@@ -88,14 +133,7 @@ func Create(path string, fill func(*bolt.Tx) error) error {
 	if err := tmp.Close(); err != nil {
 		return err
 	}
-	err = Guard(func() error {
-		b, err := bolt.Open(tmp.Name(), 0o600, options(nil))
-		if err != nil {
-			return err
-		}
-		return errors.Join(b.Update(fill), b.Close())
-	})
-	if err != nil {
+	if err := Guard(func() error { return build(tmp.Name()) }); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	// A hard link appears complete or not at all, and never replaces a file.
@@ -104,11 +142,11 @@ func Create(path string, fill func(*bolt.Tx) error) error {
 	} else if err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return SyncDir(dir)
 }
 
-// syncDir makes the directory's entries durable.
-func syncDir(dir string) error {
+// SyncDir makes the directory's entries durable.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -117,7 +155,11 @@ func syncDir(dir string) error {
 }
 
 // Open opens an existing database for reading and writing.
-func Open(path string) (*DB, error) {
+func Open(path string, opts ...Option) (*DB, error) {
+	o := opening{limit: math.MaxInt64, wait: lockTimeout}
+	for _, set := range opts {
+		set(&o)
+	}
 	db := &DB{}
 	open := func(name string, flag int, _ os.FileMode) (*os.File, error) {
 		f, err := os.OpenFile(name, flag&^os.O_CREATE, 0)
@@ -125,7 +167,7 @@ func Open(path string) (*DB, error) {
 			return nil, err
 		}
 		db.file = f
-		if err := db.prepare(f); err != nil {
+		if err := db.prepare(f, o); err != nil {
 			_ = f.Close()
 			return nil, err
 		}
@@ -147,7 +189,7 @@ func Open(path string) (*DB, error) {
 
 // prepare checks the open file and takes its lock before bbolt looks at it.
 // bbolt takes the same lock again on the same descriptor, which succeeds.
-func (db *DB) prepare(f *os.File) error {
+func (db *DB) prepare(f *os.File, o opening) error {
 	st, err := f.Stat()
 	if err != nil {
 		return err
@@ -158,15 +200,26 @@ func (db *DB) prepare(f *os.File) error {
 	if st.Mode().Perm()&0o077 != 0 {
 		return fmt.Errorf("%w (mode is %04o)", ErrMode, st.Mode().Perm())
 	}
-	if err := lock(f); err != nil {
+	if err := lock(f, o.wait); err != nil {
 		return err
 	}
-	db.MetaFallback, err = checkPages(f)
+	db.MetaFallback, err = checkPages(f, st.Size() > o.limit)
 	return err
 }
 
-func lock(f *os.File) error {
-	deadline := time.Now().Add(lockTimeout)
+// CheckAll checks every page of the file as it is now, as Open does without
+// Quick. It holds up commits meanwhile.
+func (db *DB) CheckAll() error {
+	db.writer.Lock()
+	defer db.writer.Unlock()
+	return db.guard(func() error {
+		_, err := checkPages(db.file, false)
+		return err
+	})
+}
+
+func lock(f *os.File, wait time.Duration) error {
+	deadline := time.Now().Add(wait)
 	for {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		switch {

@@ -275,3 +275,107 @@ func FuzzOpen(f *testing.F) {
 		closed(t, db)
 	})
 }
+
+func TestCreateBulk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f.db")
+	err := CreateBulk(path, func(update func(func(*bolt.Tx) error) error) error {
+		for n := range 40 {
+			err := update(func(tx *bolt.Tx) error {
+				b, err := tx.CreateBucketIfNotExists(bucket)
+				for i := range 100 {
+					if err == nil {
+						err = b.Put(fmt.Appendf(nil, "%05d", n*100+i), make([]byte, 300))
+					}
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := mustOpen(t, path)
+	defer closed(t, db)
+	if db.MetaFallback {
+		t.Error("one meta page is not valid")
+	}
+	n := 0
+	if err := db.View(func(tx *bolt.Tx) error { n = tx.Bucket(bucket).Stats().KeyN; return nil }); err != nil || n != 4000 {
+		t.Errorf("%d keys, %v", n, err)
+	}
+	refused := errors.New("refused")
+	other := path + ".other"
+	if err := CreateBulk(other, func(func(func(*bolt.Tx) error) error) error { return refused }); !errors.Is(err, refused) {
+		t.Errorf("fill failed: %v", err)
+	}
+	if _, err := os.Stat(other); !os.IsNotExist(err) {
+		t.Errorf("a file is left: %v", err)
+	}
+	if err := CreateBulk(path, func(func(func(*bolt.Tx) error) error) error { return nil }); !errors.Is(err, ErrExists) {
+		t.Errorf("over a file: %v", err)
+	}
+}
+
+// TestQuick: with Quick a damaged page in the middle is left to CheckAll, one at
+// the right edge is found at once.
+func TestQuick(t *testing.T) {
+	path := newFile(t)
+	db := mustOpen(t, path)
+	fill(t, db, 3000)
+	closed(t, db)
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hit := func(key string) string {
+		t.Helper()
+		changed := bytes.Clone(content)
+		for at := 0; ; { // all copies of the page, the stale ones too
+			n := bytes.Index(changed[at:], []byte(key))
+			if n < 0 {
+				break
+			}
+			at += n + 1
+			page := (at - 1) / os.Getpagesize() * os.Getpagesize()
+			changed[page] ^= 0x55 // its id
+		}
+		other := filepath.Join(t.TempDir(), "f.db")
+		if err := os.WriteFile(other, changed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return other
+	}
+	middle := hit("key-01500")
+	var damaged *DamagedError
+	if _, err := Open(middle); !errors.As(err, &damaged) {
+		t.Errorf("checked whole: %v", err)
+	}
+	if _, err := Open(middle, Quick(1<<40)); !errors.As(err, &damaged) {
+		t.Errorf("smaller than the limit: %v", err)
+	}
+	db, err = Open(middle, Quick(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.CheckAll(); !errors.As(err, &damaged) {
+		t.Errorf("CheckAll: %v", err)
+	}
+	closed(t, db)
+	if _, err := Open(hit("key-02999"), Quick(0)); !errors.As(err, &damaged) {
+		t.Errorf("right edge: %v", err)
+	}
+}
+
+func TestNoWait(t *testing.T) {
+	path := newFile(t)
+	db := mustOpen(t, path)
+	defer closed(t, db)
+	start := time.Now()
+	if _, err := Open(path, NoWait()); !errors.Is(err, ErrLocked) || time.Since(start) > lockTimeout/2 {
+		t.Errorf("%v after %v", err, time.Since(start))
+	}
+}

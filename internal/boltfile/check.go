@@ -45,7 +45,10 @@ type meta struct {
 // page reached twice, a page in use on the free list. It reads through f, so a
 // short file is an error and no SIGBUS. The keys below a branch lie between
 // its own, so that a search finds what a walk finds.
-func checkPages(f *os.File) (fallback bool, err error) {
+//
+// With edge it walks only the last page below every branch: what the next commit
+// of ascending keys builds on.
+func checkPages(f *os.File, edge bool) (fallback bool, err error) {
 	st, err := f.Stat()
 	if err != nil {
 		return false, err
@@ -58,7 +61,7 @@ func checkPages(f *os.File) (fallback bool, err error) {
 		return false, damaged("the file is cut off: it has %d bytes and needs %d pages of %d bytes",
 			st.Size(), m.highWater, m.pageSize)
 	}
-	w := walker{f: f, m: m, seen: make([]uint64, m.highWater/64+1)}
+	w := walker{f: f, m: m, edge: edge, seen: make([]uint64, m.highWater/64+1)}
 	w.seen[0] = 3 // the meta pages
 	if err := w.page(m.root, 0, bounds{}); err != nil {
 		return false, err
@@ -119,6 +122,7 @@ func readMeta(f io.ReaderAt, off int64) (m meta, ok bool) {
 type walker struct {
 	f    io.ReaderAt
 	m    meta
+	edge bool
 	seen []uint64 // one bit per page
 }
 
@@ -215,7 +219,7 @@ func (w *walker) elements(id uint64, b []byte, depth int, in bounds, inline bool
 		switch {
 		case flags == flagLeaf:
 			err = w.leaf(id, e, value, depth)
-		case i > 0:
+		case i > 0 && !w.edge:
 			err = w.page(child, depth+1, bounds{last, key})
 		}
 		if err != nil {
