@@ -122,7 +122,7 @@ func startSimIn(t *testing.T, dir, chipName string, args ...string) *simulator {
 		"--mac", "02:00:00:00:00:01", "--revision", max(m.Lockdown.ClosedMinimum, 4).String(),
 		"--app-prints", sample.AppText,
 	}, args...)
-	s.cmd = exec.Command(binary(t), all...)
+	s.cmd = exec.Command(theBinary(t), all...)
 	pipe, err := s.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -157,7 +157,7 @@ func (s *simulator) address(scheme string) string {
 // resetCommand writes the program that a user without DTR and RTS writes.
 func (s *simulator) resetCommand() string {
 	path := filepath.Join(s.dir, "reset.sh")
-	text := fmt.Sprintf("#!/bin/sh\nexec %s sim --control %s --send \"reset $1\"\n", binary(s.t), s.control)
+	text := fmt.Sprintf("#!/bin/sh\nexec %s sim --control %s --send \"reset $1\"\n", theBinary(s.t), s.control)
 	if err := os.WriteFile(path, []byte(text), 0o700); err != nil {
 		s.t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func (b *bench) run(code int, args ...string) (stdout, stderr string) {
 	ctx, cancel := context.WithTimeout(b.t.Context(), hang)
 	defer cancel()
 	var out, errOut bytes.Buffer
-	cmd := exec.CommandContext(ctx, binary(b.t), args...)
+	cmd := exec.CommandContext(ctx, theBinary(b.t), args...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = &out, &errOut, b.dir
 	err := cmd.Run()
 	var ee *exec.ExitError
@@ -372,7 +372,7 @@ func TestInterrupt(t *testing.T) {
 	awaitFile(t, tty)
 	b := newBench(t, "esp32c3", "release", 115200)
 	port := []string{"--port", tty, "--reset-command", s.resetCommand()}
-	cmd := exec.Command(binary(t), b.provisionArgs(port)...)
+	cmd := exec.Command(theBinary(t), b.provisionArgs(port)...)
 	var out bytes.Buffer
 	cmd.Stdout = &out
 	pipe, err := cmd.StderrPipe()

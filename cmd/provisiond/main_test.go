@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	chosen := false
 	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
 	if !chosen {
-		_ = flag.Set("test.parallel", "16")
+		_ = flag.Set("test.parallel", "32")
 	}
 	code := m.Run()
 	if built.dir != "" {
@@ -47,6 +47,7 @@ const (
 
 // panicMain is provisiond with an observer that panics in the middle of a unit.
 func panicMain() {
+	forbidCoreDumps()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	after, _ := time.ParseDuration(os.Getenv(panicAfter))
@@ -69,9 +70,9 @@ var built struct {
 	err  error
 }
 
-// binary builds provisiond as a user does and gives its path. Its name is
+// theBinary builds provisiond as a user does and gives its path. Its name is
 // provisiond and it is alone in its folder, which can stand in a PATH.
-func binary(t *testing.T) string {
+func theBinary(t *testing.T) string {
 	t.Helper()
 	built.once.Do(func() {
 		if built.dir, built.err = os.MkdirTemp("", "provisiond-test-"); built.err != nil {
