@@ -26,8 +26,8 @@
 //     did not announce, fails with 01 06.
 //   - a FLASH_BEGIN whose encrypted flag is set fails with 01 64: the chip's own
 //     encryption is not simulated, and this project never uses it.
-//   - MEM_END with an entry ends the loader and the chip is silent, since there is
-//     no processor here. Without an entry the loader stays.
+//   - MEM_END with an entry ends the loader: there is no processor here. The chip
+//     says so in one line of text and is silent. Without an entry the loader stays.
 //   - two ends of the line at rates more than three per cent apart read garbage.
 //
 // # The eFuses

@@ -470,11 +470,17 @@ func (c *Chip) memEnd(request) ([]byte, status) {
 	return nil, 0
 }
 
+// noProcessor is text and no frame, as a crash of loaded code is: a tool that
+// waits for its own code's greeting stops at once. Silence would hold some for
+// ever (esptool 5.3.1 waits for its stub without a limit).
+const noProcessor = "\r\nsimulated chip: there is no processor to run code in RAM; talk to the ROM only (esptool: --no-stub)\r\n"
+
 // leaveMem jumps into RAM if there is an entry. There is no processor here: the
-// loader is gone and the chip silent until a reset.
+// loader is gone, and after one line the chip is silent until a reset.
 func (c *Chip) leaveMem(r request) {
 	if r.word(0) == 0 && r.word(1) != 0 {
 		c.hang()
+		c.emit([]byte(noProcessor))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -362,7 +363,13 @@ func TestMemory(t *testing.T) {
 	h.failure(opMemData, append(words(4, 2, 0, 0), 1, 2, 3, 4), errFailed)
 	h.do(opMemEnd, words(1, 0))
 	h.read(chip.MagicRegister) // the loader is still there
-	h.do(opMemEnd, words(0, 0x40080000))
+	if _, err := h.c.Write(t.Context(), slipEncode(packet(opMemEnd, words(0, 0x40080000)))); err != nil {
+		t.Fatal(err)
+	}
+	reply := "\xC0\x01\x06\x04\x00" // its header up to the length; the rest is in other tests
+	if got := string(h.received()); !strings.HasPrefix(got, reply) || !strings.HasSuffix(got, "\xC0"+noProcessor) {
+		t.Errorf("a jump into RAM is answered with %q", got)
+	}
 	if got := h.ask(opReadReg, words(chip.MagicRegister)); len(got) != 0 || h.c.State() != bootrom.Halted {
 		t.Errorf("after a jump into RAM: %x, %v", got, h.c.State())
 	}
