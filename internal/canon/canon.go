@@ -192,7 +192,7 @@ func syntax(d *json.Decoder, err error) error {
 	return fmt.Errorf("not JSON, near offset %d", d.InputOffset())
 }
 
-func validName(s string) bool {
+func validName[T string | []byte](s T) bool {
 	if len(s) == 0 || len(s) > 64 {
 		return false
 	}
@@ -209,13 +209,14 @@ func validInt(b []byte) bool {
 	if len(digits) == 0 || len(digits) > 16 || (digits[0] == '0' && len(b) > 1) {
 		return false
 	}
+	var n uint64 // 16 digits fit
 	for _, c := range digits {
 		if c < '0' || c > '9' {
 			return false
 		}
+		n = n*10 + uint64(c-'0')
 	}
-	n, err := strconv.ParseInt(string(b), 10, 64)
-	return err == nil && n >= -MaxInt && n <= MaxInt
+	return n <= MaxInt
 }
 
 // Error says where a text is not canonical. It never echoes the text.
@@ -251,18 +252,23 @@ func (r *Reader) Fail(field, reason string) {
 // Field reads the fixed text up to the value of a member: the first brace or a
 // comma, the quoted name and the colon.
 func (r *Reader) Field(first bool, name string) {
+	if r.err != nil {
+		return
+	}
+	before := byte(',')
 	if first {
-		r.lit(name, '{')
-	} else {
-		r.lit(name, ',')
+		before = '{'
 	}
-	r.lit(name, '"')
-	for i := range len(name) {
-		r.lit(name, name[i])
+	rest := r.b[r.pos:]
+	n := len(name)
+	if len(rest) < n+4 || rest[0] != before || rest[1] != '"' || string(rest[2:2+n]) != name || rest[2+n] != '"' || rest[3+n] != ':' {
+		r.Fail(name, notHere)
+		return
 	}
-	r.lit(name, '"')
-	r.lit(name, ':')
+	r.pos += n + 4
 }
+
+const notHere = "this field is not here: fields have a fixed order and nothing lies between them"
 
 // End reads the last brace and demands the end of the text.
 func (r *Reader) End() error {
@@ -281,7 +287,7 @@ func (r *Reader) lit(field string, c byte) {
 		return
 	}
 	if r.pos >= len(r.b) || r.b[r.pos] != c {
-		r.Fail(field, "this field is not here: fields have a fixed order and nothing lies between them")
+		r.Fail(field, notHere)
 		return
 	}
 	r.pos++
@@ -440,7 +446,7 @@ func (r *Reader) skipNested(field string, open byte, depth int) {
 			name, _ := r.rawString(field)
 			switch {
 			case r.err != nil:
-			case !validName(string(name)):
+			case !validName(name):
 				r.Fail(field, "a member name is not 1 to 64 printable ASCII characters without quote and backslash")
 			case n > 0 && bytes.Compare(last, name) >= 0:
 				r.Fail(field, "member names are not in ascending order, or one is repeated")
@@ -470,14 +476,36 @@ func (r *Reader) number(field string) []byte {
 	return raw
 }
 
+// ordinary are the characters that stand for themselves in a string.
+var ordinary = func() (t [256]bool) {
+	for c := 0x20; c < utf8.RuneSelf; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
+
+// Raw reads a string and gives the text between its quotes as it stands there.
+// ordinary says that it is ASCII without an escape, so that it is the string.
+func (r *Reader) Raw(field string) (raw []byte, ordinary bool) {
+	raw, plain, ascii := r.rawText(field)
+	return raw, plain && ascii
+}
+
 // rawString reads a string and gives the text between its quotes; plain says
 // that there is no escape in it.
 func (r *Reader) rawString(field string) (raw []byte, plain bool) {
+	raw, plain, _ = r.rawText(field)
+	return raw, plain
+}
+
+func (r *Reader) rawText(field string) (raw []byte, plain, ascii bool) {
 	r.lit(field, '"')
 	start := r.pos
-	plain = true
-	ascii := true
+	plain, ascii = true, true
 	for r.err == nil {
+		for r.pos < len(r.b) && ordinary[r.b[r.pos]] {
+			r.pos++
+		}
 		if r.pos >= len(r.b) {
 			r.Fail(field, "the string has no end")
 			break
@@ -488,10 +516,10 @@ func (r *Reader) rawString(field string) (raw []byte, plain bool) {
 			raw = r.b[start:r.pos]
 			if !ascii && !utf8.Valid(raw) {
 				r.Fail(field, "not valid UTF-8")
-				return nil, false
+				return nil, false, false
 			}
 			r.pos++
-			return raw, plain
+			return raw, plain, ascii
 		case c == '\\':
 			plain = false
 			r.pos++
@@ -499,11 +527,11 @@ func (r *Reader) rawString(field string) (raw []byte, plain bool) {
 		case c < 0x20:
 			r.Fail(field, "a control character that is not escaped")
 		default:
-			ascii = ascii && c < utf8.RuneSelf
+			ascii = false // the loop above took the rest
 			r.pos++
 		}
 	}
-	return nil, false
+	return nil, false, false
 }
 
 // escape reads what follows a backslash; only the escapes that AppendString

@@ -204,3 +204,25 @@ func FuzzObject(f *testing.F) {
 		}
 	})
 }
+
+// FuzzTime: Time takes exactly what the standard library formats so.
+func FuzzTime(f *testing.F) {
+	for _, s := range []string{"2026-11-22T16:15:00.000000000Z", "2024-02-29T23:59:59.999999999Z", "2023-02-29T00:00:00.000000000Z", "2026-04-31T00:00:00.000000000Z", "0000-01-01T00:00:00.000000001Z", "2026-13-01T24:60:60.00000000:Z"} {
+		f.Add(s)
+	}
+	const layout = "2006-01-02T15:04:05.000000000Z"
+	f.Fuzz(func(t *testing.T, s string) {
+		if strings.ContainsFunc(s, func(c rune) bool { return c < 0x20 || c == '"' || c == '\\' }) {
+			return
+		}
+		r := canon.NewReader([]byte(`{"t":"` + s + `"}`))
+		r.Field(true, "t")
+		got := r.Time("t")
+		err := r.End()
+		want, errWant := time.Parse(layout, s)
+		ok := errWant == nil && want.Format(layout) == s
+		if (err == nil) != ok || ok && !got.Equal(want) {
+			t.Fatalf("%q: %v, %v; the standard library: %v, %v", s, got, err, want, errWant)
+		}
+	})
+}
