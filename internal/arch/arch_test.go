@@ -51,6 +51,7 @@ var may = map[string][]string{
 	// Help for the demo, the tests and the developer.
 	"internal/sample":     {"esp"},
 	"internal/transcript": {},
+	"internal/vaulttest":  {},
 	"internal/check":      {},
 	"internal/arch":       {},
 }

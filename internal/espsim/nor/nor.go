@@ -3,8 +3,8 @@
 // erase of a whole 4 KiB sector sets again.
 //
 // An erased sector costs no memory, so that many simulated boards fit in one
-// process. A Flash is for one goroutine at a time: it holds no lock, because
-// the chip that owns it is one sequential machine.
+// process. A Flash is safe for concurrent use: tests look at and damage the flash
+// of a chip whose timers may reset it at any moment.
 //
 // # Stored form
 //
@@ -31,6 +31,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"sync"
 )
 
 // SectorSize is the smallest unit of an erase, in bytes.
@@ -53,6 +54,7 @@ var erased = func() (s sector) {
 
 // Flash is a NOR flash. The zero value has size 0; [Flash.ReadFrom] may fill it.
 type Flash struct {
+	mu      sync.RWMutex
 	size    uint32
 	sectors map[uint32]*sector // by number; only those that hold a cleared bit
 }
@@ -67,14 +69,24 @@ func New(size uint32) *Flash {
 }
 
 // Size gives the size in bytes.
-func (f *Flash) Size() uint32 { return f.size }
+func (f *Flash) Size() uint32 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.size
+}
 
 // Used gives the number of sectors that are not erased, which are the ones that
 // take memory.
-func (f *Flash) Used() int { return len(f.sectors) }
+func (f *Flash) Used() int {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return len(f.sectors)
+}
 
 // ReadAt implements [io.ReaderAt] over the raw content.
 func (f *Flash) ReadAt(p []byte, off int64) (int, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
 	if off < 0 {
 		return 0, fmt.Errorf("nor: read at %d: %w", off, ErrRange)
 	}
@@ -100,6 +112,8 @@ func (f *Flash) ReadAt(p []byte, off int64) (int, error) {
 // then holds old AND data. Out of range, nothing is changed. A part's page
 // size plays no role here: the ROM splits writes for it.
 func (f *Flash) Program(addr uint32, data []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.check("program", addr, uint64(len(data))); err != nil {
 		return err
 	}
@@ -128,6 +142,8 @@ func (f *Flash) EraseSector(addr uint32) error { return f.Erase(addr, SectorSize
 // Erase erases size bytes from addr. Both must be multiples of [SectorSize]:
 // the part ignores the low address bits, so anything else is a caller's mistake.
 func (f *Flash) Erase(addr, size uint32) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if addr%SectorSize != 0 || size%SectorSize != 0 {
 		return fmt.Errorf("nor: erase of 0x%x bytes at 0x%x: only whole sectors of 0x%x can be erased", size, addr, SectorSize)
 	}
@@ -143,7 +159,10 @@ func (f *Flash) Erase(addr, size uint32) error {
 // MD5 gives the digest of size raw bytes from addr.
 func (f *Flash) MD5(addr, size uint32) ([md5.Size]byte, error) {
 	var sum [md5.Size]byte
-	if err := f.check("MD5", addr, uint64(size)); err != nil {
+	f.mu.RLock()
+	err := f.check("MD5", addr, uint64(size))
+	f.mu.RUnlock()
+	if err != nil {
 		return sum, err
 	}
 	h := md5.New() //nolint:gosec // as above
@@ -169,6 +188,8 @@ const (
 // WriteTo implements [io.WriterTo] with the stored form. A flash of size 0 has
 // no stored form.
 func (f *Flash) WriteTo(w io.Writer) (int64, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
 	if f.size == 0 {
 		return 0, errors.New("nor: a flash of size 0 cannot be stored: make it with New")
 	}
@@ -203,6 +224,8 @@ func (f *Flash) WriteTo(w io.Writer) (int64, error) {
 // r and takes its content over. The size must be the one f has, unless f is
 // the zero value, which takes any. After an error f is what it was.
 func (f *Flash) ReadFrom(r io.Reader) (int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	in := &countReader{r: r}
 	sum := crc32.NewIEEE()
 	body := io.TeeReader(in, sum)
