@@ -323,13 +323,14 @@ func (r *Reader) Bool(field string) bool {
 }
 
 // String reads a string.
-func (r *Reader) String(field string) string {
+func (r *Reader) String(field string) string { return string(r.Bytes(field)) }
+
+// Bytes reads a string. The result points into the text that is read, unless
+// there is an escape in the string.
+func (r *Reader) Bytes(field string) []byte {
 	raw, plain := r.rawString(field)
-	if r.err != nil {
-		return ""
-	}
-	if plain {
-		return string(raw)
+	if r.err != nil || plain {
+		return raw
 	}
 	out := make([]byte, 0, len(raw))
 	for i := 0; i < len(raw); i++ {
@@ -340,8 +341,7 @@ func (r *Reader) String(field string) string {
 		i++
 		switch c := raw[i]; c {
 		case 'u':
-			v, _ := strconv.ParseUint(string(raw[i+1:i+5]), 16, 8)
-			out = append(out, byte(v))
+			out = append(out, unhex(raw[i+3])<<4|unhex(raw[i+4]))
 			i += 4
 		case 'b':
 			out = append(out, '\b')
@@ -357,7 +357,7 @@ func (r *Reader) String(field string) string {
 			out = append(out, c)
 		}
 	}
-	return string(out)
+	return out
 }
 
 // Hex reads a string of lower-case hex digits into new bytes, at most limit.
@@ -367,14 +367,33 @@ func (r *Reader) Hex(field string, limit int) []byte {
 		return nil
 	}
 	out := make([]byte, hex.DecodedLen(len(raw)))
-	_, err := hex.Decode(out, raw)
-	upper := bytes.ContainsAny(raw, "ABCDEF")
-	if err != nil || !plain || upper || len(out) > limit {
+	if !plain || len(out) > limit || !decodeHex(out, raw) {
 		clear(out)
 		r.Fail(field, fmt.Sprintf("not an even number of lower-case hex digits for at most %d bytes", limit))
 		return nil
 	}
 	return out
+}
+
+// HexInto reads a string of exactly as many lower-case hex digits as dst holds.
+func (r *Reader) HexInto(field string, dst []byte) {
+	raw, plain := r.rawString(field)
+	if r.err == nil && (!plain || len(raw) != 2*len(dst) || !decodeHex(dst, raw)) {
+		clear(dst)
+		r.Fail(field, fmt.Sprintf("not %d lower-case hex digits", 2*len(dst)))
+	}
+}
+
+func decodeHex(dst, src []byte) bool {
+	if _, err := hex.Decode(dst, src); err != nil {
+		return false
+	}
+	for _, c := range src {
+		if c < 'a' && c > '9' { // capital letters
+			return false
+		}
+	}
+	return true
 }
 
 // Object reads an object of any members and gives its text.
@@ -484,24 +503,13 @@ var ordinary = func() (t [256]bool) {
 	return t
 }()
 
-// Raw reads a string and gives the text between its quotes as it stands there.
-// ordinary says that it is ASCII without an escape, so that it is the string.
-func (r *Reader) Raw(field string) (raw []byte, ordinary bool) {
-	raw, plain, ascii := r.rawText(field)
-	return raw, plain && ascii
-}
-
 // rawString reads a string and gives the text between its quotes; plain says
 // that there is no escape in it.
 func (r *Reader) rawString(field string) (raw []byte, plain bool) {
-	raw, plain, _ = r.rawText(field)
-	return raw, plain
-}
-
-func (r *Reader) rawText(field string) (raw []byte, plain, ascii bool) {
 	r.lit(field, '"')
 	start := r.pos
-	plain, ascii = true, true
+	plain = true
+	ascii := true
 	for r.err == nil {
 		for r.pos < len(r.b) && ordinary[r.b[r.pos]] {
 			r.pos++
@@ -516,10 +524,10 @@ func (r *Reader) rawText(field string) (raw []byte, plain, ascii bool) {
 			raw = r.b[start:r.pos]
 			if !ascii && !utf8.Valid(raw) {
 				r.Fail(field, "not valid UTF-8")
-				return nil, false, false
+				return nil, false
 			}
 			r.pos++
-			return raw, plain, ascii
+			return raw, plain
 		case c == '\\':
 			plain = false
 			r.pos++
@@ -531,7 +539,7 @@ func (r *Reader) rawText(field string) (raw []byte, plain, ascii bool) {
 			r.pos++
 		}
 	}
-	return nil, false, false
+	return nil, false
 }
 
 // escape reads what follows a backslash; only the escapes that AppendString

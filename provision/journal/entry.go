@@ -138,96 +138,173 @@ func (e Entry) appendTo(b []byte) []byte {
 // ParseEntry reads the canonical encoding and nothing else: what parses encodes
 // to the same bytes. Errors name the field and the offset.
 func ParseEntry(line []byte) (Entry, error) {
-	var e Entry
-	in := canon.NewReader(line)
-	in.Field(true, "index")
-	e.Index = in.Uint("index", canon.MaxInt)
-	in.Field(false, "job")
-	e.Job = in.String("job")
-	in.Field(false, "kind")
-	e.Kind = Kind(in.String("kind"))
-	in.Field(false, "payload")
-	e.Payload = bytes.Clone(in.Object("payload"))
-	in.Field(false, "prev")
-	if prev := in.Hex("prev", len(e.Prev)); len(prev) == len(e.Prev) {
-		copy(e.Prev[:], prev)
-	} else {
-		in.Fail("prev", "not 64 hex digits")
-	}
-	in.Field(false, "slot")
-	e.Slot = in.String("slot")
-	in.Field(false, "station")
-	e.Station = in.String("station")
-	in.Field(false, "step")
-	e.Step = in.String("step")
-	in.Field(false, "time")
-	e.Time = in.Time("time")
-	in.Field(false, "unit")
-	if unit := in.String("unit"); unit != "" {
-		mac, err := chip.ParseMAC(unit)
-		if err != nil || mac == (chip.MAC{}) {
-			in.Fail("unit", "neither empty nor a MAC address")
-		}
-		e.Unit = mac
-	}
-	if err := in.End(); err != nil {
-		return Entry{}, fmt.Errorf("journal: entry: %w", err)
-	}
-	if err := e.validate(); err != nil {
+	s, err := scan(line)
+	if err != nil {
 		return Entry{}, err
 	}
-	return e, nil
+	return Entry{
+		Index: s.index, Time: s.time, Station: string(s.station), Slot: string(s.slot), Unit: s.unit, Job: string(s.job),
+		Step: string(s.step), Kind: s.kind, Payload: bytes.Clone(s.payload), Prev: s.prev,
+	}, nil
+}
+
+// scanned is an entry whose texts still lie in the line.
+type scanned struct {
+	index                             uint64
+	job, payload, slot, station, step []byte
+	kind                              Kind
+	prev                              Hash
+	time                              time.Time
+	unit                              chip.MAC
+}
+
+// scan is ParseEntry without copies: a check of ten million entries makes no
+// garbage.
+func scan(line []byte) (s scanned, err error) {
+	in := canon.NewReader(line)
+	in.Field(true, "index")
+	s.index = in.Uint("index", canon.MaxInt)
+	in.Field(false, "job")
+	s.job = in.Bytes("job")
+	in.Field(false, "kind")
+	kind := in.Bytes("kind")
+	in.Field(false, "payload")
+	s.payload = in.Object("payload")
+	in.Field(false, "prev")
+	in.HexInto("prev", s.prev[:])
+	in.Field(false, "slot")
+	s.slot = in.Bytes("slot")
+	in.Field(false, "station")
+	s.station = in.Bytes("station")
+	in.Field(false, "step")
+	s.step = in.Bytes("step")
+	in.Field(false, "time")
+	s.time = in.Time("time")
+	in.Field(false, "unit")
+	if unit := in.Bytes("unit"); len(unit) > 0 {
+		if s.unit, err = scanMAC(unit); err != nil {
+			in.Fail("unit", "neither empty nor a MAC address")
+		}
+	}
+	if err := in.End(); err != nil {
+		return scanned{}, fmt.Errorf("journal: entry: %w", err)
+	}
+	if s.kind = kindOf(kind); s.kind == "" {
+		return scanned{}, errKind
+	}
+	if err := validate(s.index, s.prev, s.payload, s.station, s.slot, s.job, s.step); err != nil {
+		return scanned{}, err
+	}
+	return s, nil
+}
+
+// scanMAC reads the lower-case form with colons; not all zeros.
+func scanMAC(b []byte) (mac chip.MAC, err error) {
+	if len(b) != 3*len(mac)-1 {
+		return mac, errUnit
+	}
+	for i := range mac {
+		if i > 0 && b[3*i-1] != ':' {
+			return mac, errUnit
+		}
+		for _, c := range b[3*i : 3*i+2] {
+			switch {
+			case c >= '0' && c <= '9':
+				mac[i] = mac[i]<<4 | (c - '0')
+			case c >= 'a' && c <= 'f':
+				mac[i] = mac[i]<<4 | (c - 'a' + 10)
+			default:
+				return mac, errUnit
+			}
+		}
+	}
+	if mac == (chip.MAC{}) {
+		return mac, errUnit
+	}
+	return mac, nil
+}
+
+var errUnit = errors.New("no MAC address")
+
+// kindOf gives the constant, so that nothing is allocated; empty if there is none.
+func kindOf[T string | []byte](b T) Kind {
+	switch string(b) {
+	case string(KindIntent):
+		return KindIntent
+	case string(KindObserved):
+		return KindObserved
+	case string(KindVerdict):
+		return KindVerdict
+	case string(KindOperator):
+		return KindOperator
+	case string(KindStation):
+		return KindStation
+	}
+	return ""
 }
 
 // validate checks what the encoding alone does not.
 func (e Entry) validate() error {
-	switch e.Kind {
-	case KindIntent, KindObserved, KindVerdict, KindOperator, KindStation:
-	default:
-		return fieldError("kind", "is none of intent, observed, verdict, operator, station")
+	if kindOf(string(e.Kind)) == "" {
+		return errKind
 	}
-	for _, f := range []struct {
-		name, text string
-		empty      bool
-	}{
-		{"station", e.Station, false},
-		{"slot", e.Slot, true},
-		{"job", e.Job, true},
-		{"step", e.Step, false},
-	} {
-		if err := checkText(f.name, f.text, f.empty); err != nil {
-			return err
-		}
-	}
-	switch {
-	case len(e.Payload) > MaxPayload:
-		return fieldError("payload", fmt.Sprintf("has more than %d bytes", MaxPayload))
-	case e.Index > canon.MaxInt:
-		return fieldError("index", "is too large")
-	case !canon.ValidTime(e.Time):
+	if !canon.ValidTime(e.Time) {
 		return fieldError("time", "has no year from 0 to 9999")
-	case (e.Index == 0) != (e.Prev == Hash{}):
+	}
+	return validate(e.Index, e.Prev, e.Payload, e.Station, e.Slot, e.Job, e.Step)
+}
+
+var errKind = fieldError("kind", "is none of intent, observed, verdict, operator, station")
+
+func validate[T string | []byte](index uint64, prev Hash, payload []byte, station, slot, job, step T) error {
+	switch {
+	case len(payload) > MaxPayload:
+		return fieldError("payload", fmt.Sprintf("has more than %d bytes", MaxPayload))
+	case index > canon.MaxInt:
+		return fieldError("index", "is too large")
+	case (index == 0) != (prev == Hash{}):
 		return fieldError("prev", "is zero in entry 0 and nowhere else")
+	case len(station) == 0:
+		return fieldError("station", "is missing")
+	case len(step) == 0:
+		return fieldError("step", "is missing")
+	}
+	for i, text := range [...]T{station, slot, job, step} {
+		if err := checkText(text); err != nil {
+			return fieldError([...]string{"station", "slot", "job", "step"}[i], err.Error())
+		}
 	}
 	return nil
 }
 
-func checkText(name, s string, empty bool) error {
-	switch {
-	case s == "" && !empty:
-		return fieldError(name, "is missing")
-	case len(s) > MaxText:
-		return fieldError(name, fmt.Sprintf("has more than %d bytes", MaxText))
-	case !utf8.ValidString(s):
-		return fieldError(name, "is not valid UTF-8")
+func checkText[T string | []byte](s T) error {
+	if len(s) > MaxText {
+		return errLongText
 	}
-	for _, c := range s {
+	printable := true
+	for i := range len(s) {
+		printable = printable && s[i] >= 0x20 && s[i] < 0x7f
+	}
+	if printable {
+		return nil
+	}
+	text := string(s)
+	if !utf8.ValidString(text) {
+		return errUTF8
+	}
+	for _, c := range text {
 		if unicode.IsControl(c) {
-			return fieldError(name, "has a control character")
+			return errControl
 		}
 	}
 	return nil
 }
+
+var (
+	errLongText = fmt.Errorf("has more than %d bytes", MaxText)
+	errUTF8     = errors.New("is not valid UTF-8")
+	errControl  = errors.New("has a control character")
+)
 
 // errInvalid marks an entry that Append does not take; nothing was written.
 var errInvalid = errors.New("journal: invalid entry")
