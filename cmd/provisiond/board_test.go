@@ -230,6 +230,7 @@ func (b *bench) provisionArgs(port []string, more ...string) []string {
 // with a reset command, and RFC 2217, which carries DTR and RTS. The same again
 // with one byte in ten thousand damaged while flashing.
 func TestTransports(t *testing.T) {
+	t.Parallel()
 	for _, transport := range []string{"pty", "tcp", "rfc2217"} {
 		for _, chipName := range chip.Names() {
 			for _, noise := range []string{"", "noise=1e-4,window=flash"} {
