@@ -27,6 +27,7 @@ func TestFuses(t *testing.T) {
 				before := c.Fuses()
 				r := b.run(t.Context(), c, sampleJob(t, name, profile))
 				wantPass(t, r)
+				t.Logf("%d ms of virtual time: %v", r.ElapsedMS, r.Steps)
 				key := b.storedKey(unitMAC)
 				if len(key) != 32 {
 					t.Fatalf("the store has a key of %d bytes", len(key))
