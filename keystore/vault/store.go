@@ -1,0 +1,524 @@
+package vault
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/keystore"
+)
+
+// Kind is keystore.Info.Kind of these stores.
+const Kind = "vault"
+
+// schemaVersion is the version of the layout that this build knows.
+const schemaVersion = 1
+
+// Store is a keystore in Vault. What it can do depends on the role of its login.
+type Store struct {
+	c      *client
+	info   storeJSON
+	closed atomic.Bool
+	now    func() time.Time
+	// before, if set, is asked before each write; tests stop a call there.
+	before func(path string) error
+}
+
+var _ keystore.Store = (*Store)(nil)
+
+// Open logs in and makes sure that the mount holds a keystore.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	c, err := connect(cfg)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{c: c, now: time.Now}
+	if s.info, err = s.readInfo(ctx); err != nil {
+		c.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// OpenFlag opens the store that a --keystore flag names: vault:FILE.yaml.
+func OpenFlag(ctx context.Context, flag string) (*Store, error) {
+	cfg, err := FromFlag(flag)
+	if err != nil {
+		return nil, err
+	}
+	return Open(ctx, cfg)
+}
+
+func (s *Store) readInfo(ctx context.Context) (storeJSON, error) {
+	e, ok, err := s.c.get(ctx, "data", storePath)
+	if err != nil {
+		return storeJSON{}, err
+	}
+	var info storeJSON
+	switch {
+	case !ok:
+		return info, fmt.Errorf("%w: there is no keystore at %s: check mount, or make it with: provisiond keystore init --vault", keystore.ErrUnavailable, s.where())
+	case strict(e.Data, &info) != nil:
+		return info, damaged(storePath, "it does not say what store this is")
+	case info.Schema != schemaVersion:
+		return info, fmt.Errorf("%w: the keystore at %s has schema %d and this build knows %d: use a build that is as new", keystore.ErrUnavailable, s.where(), info.Schema, schemaVersion)
+	}
+	return info, nil
+}
+
+func (s *Store) where() string {
+	return strings.TrimSuffix(s.c.cfg.Addresses[0], "/") + " mount " + s.c.cfg.Mount
+}
+
+func (s *Store) check(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("keystore/vault: %w", err)
+	}
+	if s.closed.Load() {
+		return fmt.Errorf("%w: the connection to %s is closed", keystore.ErrUnavailable, s.where())
+	}
+	return nil
+}
+
+// Close ends the session's renewal and the connections. The token stays valid
+// until it expires.
+func (s *Store) Close() error {
+	if s.closed.CompareAndSwap(false, true) {
+		s.c.close()
+	}
+	return nil
+}
+
+// Info describes the store; it asks the server.
+func (s *Store) Info(ctx context.Context) (keystore.Info, error) {
+	if err := s.check(ctx); err != nil {
+		return keystore.Info{}, err
+	}
+	info, err := s.readInfo(ctx)
+	if err != nil {
+		return keystore.Info{}, err
+	}
+	if info != s.info {
+		return keystore.Info{}, damaged(storePath, "another keystore is behind this address now: open it again")
+	}
+	return keystore.Info{Kind: Kind, ID: info.ID, TestStore: info.TestStore, Where: s.where()}, nil
+}
+
+func (s *Store) ref(unit chip.MAC, fp keystore.Fingerprint) string {
+	return fmt.Sprintf("%s:%s/%s/%s", Kind, s.info.ID, unit, fp)
+}
+
+func (s *Store) receipt(unit chip.MAC, fp keystore.Fingerprint, v version) (keystore.Receipt, error) {
+	at, err := v.time()
+	if err != nil {
+		return keystore.Receipt{}, damaged(recordPath(unit, fp), "its time of creation does not parse")
+	}
+	return keystore.Receipt{Ref: s.ref(unit, fp), Version: v.Version, Store: s.info.ID, Time: at.UTC()}, nil
+}
+
+// put creates an entry. It is false if something is there already.
+func (s *Store) put(ctx context.Context, path string, body []byte, look func(context.Context) (bool, error)) (bool, reply, error) {
+	if s.before != nil {
+		if err := s.before(path); err != nil {
+			return false, reply{}, err
+		}
+	}
+	how, r, err := s.c.create(ctx, path, body, look)
+	return how == storedNow, r, err
+}
+
+// notVisible is what follows when a create is refused and nothing can be read
+// there: the policy forbids the create.
+func (s *Store) notVisible(path string, r reply) error {
+	return s.c.denied("create", "data/"+path, errors.Join(r.err))
+}
+
+// Create stores a new record: first the claim, then the record. See the package
+// comment for why.
+func (s *Store) Create(ctx context.Context, r keystore.Record) (keystore.Receipt, error) {
+	if err := s.check(ctx); err != nil {
+		return keystore.Receipt{}, err
+	}
+	if err := keystore.CheckUnit(r.Unit, s.info.TestStore); err != nil {
+		return keystore.Receipt{}, err
+	}
+	body, digest, err := encodeRecord(r)
+	if err != nil {
+		return keystore.Receipt{}, err
+	}
+	defer clear(body)
+	if err := s.claim(ctx, r); err != nil {
+		return keystore.Receipt{}, err
+	}
+	path := recordPath(r.Unit, r.Fingerprint)
+	stored, answer, err := s.put(ctx, path, body, func(ctx context.Context) (bool, error) {
+		_, ok, err := s.c.get(ctx, "subkeys", path)
+		return ok, err
+	})
+	if err != nil {
+		return keystore.Receipt{}, err
+	}
+	if stored {
+		var a struct {
+			Data version `json:"data"`
+		}
+		if err := json.Unmarshal(answer.body, &a); err != nil {
+			return keystore.Receipt{}, damaged(path, "the answer to its creation does not parse")
+		}
+		return s.receipt(r.Unit, r.Fingerprint, a.Data)
+	}
+	h, v, ok, err := s.header(ctx, r.Unit, r.Fingerprint)
+	switch {
+	case err != nil:
+		return keystore.Receipt{}, fmt.Errorf("%w: %s: %w", keystore.ErrUnknownOutcome, path, err)
+	case !ok:
+		return keystore.Receipt{}, s.notVisible(path, answer)
+	case h.digest != digest:
+		return keystore.Receipt{}, fmt.Errorf("%w: key %s of unit %s, stored by job %s", keystore.ErrExists, r.Fingerprint, r.Unit, h.meta.Job)
+	}
+	return s.receipt(r.Unit, r.Fingerprint, v)
+}
+
+// claim makes the record's key the unit's current one, or says why it cannot be.
+func (s *Store) claim(ctx context.Context, r keystore.Record) error {
+	mine := claim{Fingerprint: r.Fingerprint, Job: r.Job, Station: r.Station, Created: r.Created.UTC()}
+	body, err := encode(mine)
+	if err != nil {
+		return err
+	}
+	for n := 1; ; n++ {
+		path := claimPath(r.Unit, n)
+		var there claim
+		look := func(ctx context.Context) (ok bool, err error) {
+			there, ok, err = s.readClaim(ctx, r.Unit, n)
+			return ok, err
+		}
+		stored, answer, err := s.put(ctx, path, body, look)
+		if err != nil || stored {
+			return err
+		}
+		switch ok, err := look(ctx); {
+		case err != nil:
+			return err
+		case !ok:
+			return s.notVisible(path, answer)
+		}
+		states, err := s.states(ctx, r.Unit, there.Fingerprint)
+		if err != nil {
+			return err
+		}
+		m := keystore.Meta{Unit: r.Unit, Fingerprint: there.Fingerprint, States: states}
+		switch {
+		case there.Fingerprint == r.Fingerprint && m.Superseded():
+			return fmt.Errorf("%w: key %s of unit %s is superseded and may not be used again: make a new key", keystore.ErrExists, r.Fingerprint, r.Unit)
+		case there.Fingerprint == r.Fingerprint:
+			return nil // ours, from an earlier try
+		case !m.Superseded():
+			return &keystore.ConflictError{Unit: r.Unit, Fingerprint: there.Fingerprint, State: m.Current(), Job: there.Job}
+		}
+	}
+}
+
+func (s *Store) readClaim(ctx context.Context, unit chip.MAC, n int) (claim, bool, error) {
+	var c claim
+	e, ok, err := s.c.get(ctx, "data", claimPath(unit, n))
+	if err != nil || !ok {
+		return c, false, err
+	}
+	if strict(e.Data, &c) != nil || c.Fingerprint.IsZero() {
+		return c, false, damaged(claimPath(unit, n), "it is no claim")
+	}
+	return c, true, nil
+}
+
+// header reads what may be seen of a record: with subkeys, or, for roles that
+// may read values only, from the values.
+func (s *Store) header(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint) (header, version, bool, error) {
+	path := recordPath(unit, fp)
+	e, ok, err := s.c.get(ctx, "subkeys", path)
+	if errors.Is(err, ErrDenied) {
+		r, v, lerr := s.load(ctx, unit, fp)
+		if errors.Is(lerr, keystore.ErrNotFound) {
+			return header{}, version{}, false, nil
+		}
+		if lerr != nil {
+			return header{}, version{}, false, errors.Join(err, lerr)
+		}
+		r.Key.Wipe()
+		return header{meta: r.Meta()}, v, true, nil
+	}
+	if err != nil || !ok {
+		return header{}, version{}, false, err
+	}
+	var clearNames map[string]json.RawMessage
+	if err := json.Unmarshal(e.Subkeys["clear"], &clearNames); err != nil {
+		return header{}, version{}, false, damaged(path, "it is no key record")
+	}
+	h, err := parseClear(clearNames)
+	switch {
+	case err != nil:
+		return header{}, version{}, false, damaged(path, err.Error())
+	case h.meta.Unit != unit || h.meta.Fingerprint != fp:
+		return header{}, version{}, false, damaged(path, "it is the record of another key")
+	}
+	return h, e.Metadata, true, nil
+}
+
+func notFoundError(unit chip.MAC, fp keystore.Fingerprint) error {
+	return fmt.Errorf("%w: key %s of unit %s", keystore.ErrNotFound, fp, unit)
+}
+
+// Confirm proves custody: the entry is read through subkeys, so Vault opened its
+// stored bytes, and its path and its clear names name this key. No value is read.
+func (s *Store) Confirm(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint) (keystore.Receipt, error) {
+	if err := s.check(ctx); err != nil {
+		return keystore.Receipt{}, err
+	}
+	_, v, ok, err := s.header(ctx, unit, fp)
+	if err != nil {
+		return keystore.Receipt{}, err
+	}
+	if !ok {
+		return keystore.Receipt{}, notFoundError(unit, fp)
+	}
+	return s.receipt(unit, fp, v)
+}
+
+// Load gives the whole record. The role must be allowed to read values.
+func (s *Store) Load(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint) (keystore.Record, error) {
+	if err := s.check(ctx); err != nil {
+		return keystore.Record{}, err
+	}
+	r, _, err := s.load(ctx, unit, fp)
+	return r, err
+}
+
+func (s *Store) load(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint) (keystore.Record, version, error) {
+	path := recordPath(unit, fp)
+	e, ok, err := s.c.get(ctx, "data", path)
+	if err != nil {
+		return keystore.Record{}, version{}, err
+	}
+	if !ok {
+		return keystore.Record{}, version{}, notFoundError(unit, fp)
+	}
+	defer clear(e.Data)
+	r, err := decodeRecord(e.Data, unit, fp)
+	if err != nil {
+		return keystore.Record{}, version{}, damaged(path, err.Error())
+	}
+	return r, e.Metadata, nil
+}
+
+// states reads a record's history and checks it: states that may not follow each
+// other were not written by this package.
+func (s *Store) states(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint) ([]keystore.State, error) {
+	var states []keystore.State
+	for n := 1; ; n++ {
+		st, ok, err := s.readState(ctx, unit, fp, n)
+		if err != nil || !ok {
+			return states, err
+		}
+		if err := keystore.CheckTransition(states, st.Kind); err != nil {
+			return states, damaged(statePath(unit, fp, n), err.Error())
+		}
+		states = append(states, st)
+	}
+}
+
+func (s *Store) readState(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, n int) (keystore.State, bool, error) {
+	path := statePath(unit, fp, n)
+	e, ok, err := s.c.get(ctx, "data", path)
+	if err != nil || !ok {
+		return keystore.State{}, false, err
+	}
+	var j stateJSON
+	if strict(e.Data, &j) != nil {
+		return keystore.State{}, false, damaged(path, "it is no state")
+	}
+	st := keystore.State{Seq: n, Kind: keystore.StateKind(j.Kind), Note: j.Note, Job: j.Job, Station: j.Station, Time: j.Time.UTC()}
+	if err := st.Validate(); err != nil {
+		return keystore.State{}, false, damaged(path, err.Error())
+	}
+	return st, true, nil
+}
+
+// List gives the records of a unit in the order of their claims. A claim whose
+// record is not there (a crash between the two) is listed with a zero Receipt.
+// It walks the claims, so a role needs no list permission.
+func (s *Store) List(ctx context.Context, unit chip.MAC) ([]keystore.Meta, error) {
+	if err := s.check(ctx); err != nil {
+		return nil, err
+	}
+	var metas []keystore.Meta
+	for n := 1; ; n++ {
+		c, ok, err := s.readClaim(ctx, unit, n)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return metas, nil
+		}
+		m, err := s.meta(ctx, unit, c)
+		if err != nil {
+			return nil, err
+		}
+		metas = append(metas, m)
+	}
+}
+
+func (s *Store) meta(ctx context.Context, unit chip.MAC, c claim) (keystore.Meta, error) {
+	h, v, ok, err := s.header(ctx, unit, c.Fingerprint)
+	if err != nil {
+		return keystore.Meta{}, err
+	}
+	m := h.meta
+	if ok {
+		if m.Receipt, err = s.receipt(unit, c.Fingerprint, v); err != nil {
+			return keystore.Meta{}, err
+		}
+	} else {
+		m = keystore.Meta{
+			Unit: unit, Simulated: unit.LocallyAdministered(), Fingerprint: c.Fingerprint,
+			Job: c.Job, Station: c.Station, Created: c.Created,
+		}
+	}
+	m.States, err = s.states(ctx, unit, c.Fingerprint)
+	return m, err
+}
+
+// AddState adds the next state of a record. Two that compete for the same number
+// are told apart by Vault; the loser looks again.
+func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, st keystore.State) (keystore.Receipt, error) {
+	if err := s.check(ctx); err != nil {
+		return keystore.Receipt{}, err
+	}
+	if st.Time.IsZero() {
+		st.Time = s.now()
+	}
+	st.Time = st.Time.UTC().Round(0)
+	if err := st.Validate(); err != nil {
+		return keystore.Receipt{}, err
+	}
+	if err := s.known(ctx, unit, fp, st.Kind); err != nil {
+		return keystore.Receipt{}, err
+	}
+	body, err := encode(stateJSON{Kind: string(st.Kind), Note: st.Note, Job: st.Job, Station: st.Station, Time: st.Time})
+	if err != nil {
+		return keystore.Receipt{}, err
+	}
+	receipt := func(n int, at time.Time) keystore.Receipt {
+		return keystore.Receipt{Ref: s.ref(unit, fp), Version: n, Store: s.info.ID, Time: at}
+	}
+	states, err := s.states(ctx, unit, fp)
+	if err != nil {
+		return keystore.Receipt{}, err
+	}
+	for {
+		n := len(states)
+		if n > 0 && states[n-1].Kind == st.Kind && states[n-1].Job == st.Job {
+			return receipt(n, states[n-1].Time), nil
+		}
+		if err := keystore.CheckTransition(states, st.Kind); err != nil {
+			return keystore.Receipt{}, fmt.Errorf("unit %s, key %s: %w", unit, fp, err)
+		}
+		path := statePath(unit, fp, n+1)
+		var there keystore.State
+		look := func(ctx context.Context) (ok bool, err error) {
+			there, ok, err = s.readState(ctx, unit, fp, n+1)
+			return ok, err
+		}
+		stored, answer, err := s.put(ctx, path, body, look)
+		if err != nil {
+			return keystore.Receipt{}, err
+		}
+		if stored {
+			return receipt(n+1, st.Time), nil
+		}
+		switch ok, err := look(ctx); {
+		case err != nil:
+			return keystore.Receipt{}, fmt.Errorf("%w: %s: %w", keystore.ErrUnknownOutcome, path, err)
+		case !ok:
+			return keystore.Receipt{}, s.notVisible(path, answer)
+		}
+		states = append(states, there)
+	}
+}
+
+// known makes sure that there is something to add a state to. A claim without
+// its record may be given up or set aside; nothing else.
+func (s *Store) known(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, kind keystore.StateKind) error {
+	_, _, ok, err := s.header(ctx, unit, fp)
+	if err != nil || ok {
+		return err
+	}
+	if kind == keystore.Superseded || kind == keystore.Quarantined {
+		for n := 1; ; n++ {
+			c, ok, err := s.readClaim(ctx, unit, n)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				break
+			}
+			if c.Fingerprint == fp {
+				return nil
+			}
+		}
+	}
+	return notFoundError(unit, fp)
+}
+
+// Units gives every unit that has a record or a claim, in ascending order. It
+// needs a role that may list (auditor, admin). It holds six bytes per unit.
+func (s *Store) Units(ctx context.Context) iter.Seq2[chip.MAC, error] {
+	return func(yield func(chip.MAC, error) bool) {
+		units, err := s.units(ctx)
+		if err != nil {
+			yield(chip.MAC{}, err)
+			return
+		}
+		for _, u := range units {
+			if !yield(u, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (s *Store) units(ctx context.Context) ([]chip.MAC, error) {
+	if err := s.check(ctx); err != nil {
+		return nil, err
+	}
+	shards, err := s.c.list(ctx, "units/")
+	if err != nil {
+		return nil, err
+	}
+	var units []chip.MAC
+	for _, shard := range shards {
+		names, err := s.c.list(ctx, "units/"+shard)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			unit, err := chip.ParseMAC(strings.TrimSuffix(name, "/"))
+			if err != nil || !strings.HasSuffix(name, "/") || fmt.Sprintf("%02x/", unit[5]) != shard {
+				continue // Check reports what does not belong there
+			}
+			units = append(units, unit)
+		}
+	}
+	slices.SortFunc(units, func(a, b chip.MAC) int { return bytes.Compare(a[:], b[:]) })
+	return units, nil
+}
+
+// Format keeps printers away from the connection and its token.
+func (s *Store) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "keystore/vault(%s)", s.where()) }
