@@ -106,7 +106,7 @@ func startSimIn(t *testing.T, dir, chipName string, args ...string) *simulator {
 	t.Helper()
 	s := &simulator{t: t, dir: dir, control: filepath.Join(dir, "ctl")}
 	if len(s.control) > 100 { // the limit of a Unix socket's path
-		short, err := os.MkdirTemp("", "pvd")
+		short, err := os.MkdirTemp("", "pvd") //nolint:usetesting // t.TempDir is what is too long
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -109,7 +110,7 @@ func prompter(a *app) func(ctx context.Context, text string) error {
 		})
 		select {
 		case err := <-lines:
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return usage("the terminal was closed while an operator was needed")
 			}
 			return err

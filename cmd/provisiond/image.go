@@ -120,7 +120,7 @@ func (c *imageDecryptCmd) Run(*app) error {
 }
 
 func readLimited(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path) //nolint:gosec // the user names the file
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +145,7 @@ func writeWhole(path string, b []byte, mode fs.FileMode) error {
 	case err == nil && st.IsDir():
 		return usage("OUT %s is a folder: name a file", path)
 	case err == nil && !st.Mode().IsRegular():
-		f, err := os.OpenFile(path, os.O_WRONLY, 0) //nolint:gosec // the user names the file
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
 			return usage("OUT: %w", err)
 		}
@@ -156,7 +156,7 @@ func writeWhole(path string, b []byte, mode fs.FileMode) error {
 			return usage("OUT: %w", err)
 		}
 	}
-	tmp, err := os.OpenFile(fmt.Sprintf("%s.%d.tmp", path, os.Getpid()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode) //nolint:gosec // the user names the file
+	tmp, err := os.OpenFile(fmt.Sprintf("%s.%d.tmp", path, os.Getpid()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
 	if err != nil {
 		return usage("OUT %s cannot be written: %w", path, err)
 	}

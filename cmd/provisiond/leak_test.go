@@ -503,13 +503,13 @@ func TestNoKeyLeaks(t *testing.T) {
 	done := make(chan struct{})
 	go func() { // the panics, beside the rest
 		defer close(done)
-		for i, p := range []struct{ step, after string }{
-			{"burn-key", ""},     // in the engine's goroutine, which holds the key
-			{"burn-key", "5ms"},  // anywhere in the burn
-			{"burn-key", "25ms"}, // later in it
-			{"protect-key", ""},  // the key block can be read
+		for i, p := range []struct{ step, in string }{
+			{"burn-key", ""}, // in the engine's goroutine, which holds the key
+			{"burn-key", "provision.(*unit).burnOnce"}, // the key is being burned
+			{"burn-key", "efuse.Read"},                 // the key block is being read
+			{"protect-key", ""},                        // and can still be
 		} {
-			l.panics(fmt.Sprintf("panic%d", i), p.step, p.after)
+			l.panics(fmt.Sprintf("panic%d", i), p.step, p.in)
 		}
 	}()
 	l.demo()
@@ -691,14 +691,14 @@ func (l *leaks) demo() {
 }
 
 // panics runs the demo until it panics, and keeps the dump of all goroutines.
-func (l *leaks) panics(name, step, after string) {
+func (l *leaks) panics(name, step, in string) {
 	dir := filepath.Join(l.root, name)
 	self, err := os.Executable()
 	if err != nil {
 		l.t.Error(err)
 		return
 	}
-	code, stderr := l.child(dir, self, []string{panicStep + "=" + step, panicAfter + "=" + after},
+	code, stderr := l.child(dir, self, []string{panicStep + "=" + step, panicIn + "=" + in},
 		"demo", "--units", "2", "--json", "--dir", "site", "--trace", "trace.txt", "--log-level", "debug", "--log-file", "log.json")
 	if code != 2 || !bytes.Contains(stderr, []byte("panic: forced by the test")) || !bytes.Contains(stderr, []byte("goroutine ")) {
 		l.t.Errorf("%s: exit code %d\n%s", name, code, last(stderr))

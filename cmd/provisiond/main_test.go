@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/provisiond/provisiond/provision"
 )
@@ -38,11 +37,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// Where panicMain panics: at the beginning of which step, or how long after it,
-// and then in another goroutine than the engine's.
+// Where panicMain panics: at the beginning of which step, or after it, when some
+// goroutine is in which function, and then in another goroutine.
 const (
-	panicStep  = "PROVISIOND_TEST_PANIC_STEP"
-	panicAfter = "PROVISIOND_TEST_PANIC_AFTER"
+	panicStep = "PROVISIOND_TEST_PANIC_STEP"
+	panicIn   = "PROVISIOND_TEST_PANIC_IN"
 )
 
 // panicMain is provisiond with an observer that panics in the middle of a unit.
@@ -50,17 +49,28 @@ func panicMain() {
 	forbidCoreDumps()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	after, _ := time.ParseDuration(os.Getenv(panicAfter))
+	var once sync.Once
 	observe := func(e provision.Event) {
-		if e.Step != os.Getenv(panicStep) {
-			return
-		}
-		if after == 0 {
+		switch {
+		case e.Step != os.Getenv(panicStep):
+		case os.Getenv(panicIn) == "":
 			panic("forced by the test")
+		default:
+			once.Do(func() { go panicWhenIn(os.Getenv(panicIn)) })
 		}
-		time.AfterFunc(after, func() { panic("forced by the test") })
 	}
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, observe))
+}
+
+// panicWhenIn looks at all stacks until one is in a function.
+func panicWhenIn(function string) {
+	stacks := make([]byte, 1<<20)
+	for {
+		if bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte(function)) {
+			panic("forced by the test")
+		}
+		runtime.Gosched()
+	}
 }
 
 // built is the real binary, made once for all tests that need one.
@@ -75,7 +85,7 @@ var built struct {
 func theBinary(t *testing.T) string {
 	t.Helper()
 	built.once.Do(func() {
-		if built.dir, built.err = os.MkdirTemp("", "provisiond-test-"); built.err != nil {
+		if built.dir, built.err = os.MkdirTemp("", "provisiond-test-"); built.err != nil { //nolint:usetesting // it outlives the test
 			return
 		}
 		out, err := exec.Command("go", "build", "-o", filepath.Join(built.dir, "provisiond"), ".").CombinedOutput()

@@ -37,7 +37,7 @@ func terminal(w any) (fd int, ok bool) {
 	if !isFile {
 		return 0, false
 	}
-	fd = int(f.Fd()) //nolint:gosec // a file descriptor fits an int
+	fd = int(f.Fd())
 	return fd, term.IsTerminal(fd)
 }
 
