@@ -132,7 +132,11 @@ func commandOf(err error) string {
 // finished first. The function that it returns ends the watch.
 func (a *app) announceStop() (end func() bool) {
 	return context.AfterFunc(a.ctx, func() {
-		_, _ = fmt.Fprintln(a.errOut, "provisiond: stopping; a step that cannot be undone is finished first")
+		newline := ""
+		if _, ok := terminal(a.errOut.w); ok {
+			newline = "\n" // behind the ^C that the terminal echoed
+		}
+		_, _ = fmt.Fprintln(a.errOut, newline+"provisiond: stopping; a step that cannot be undone is finished first")
 	})
 }
 

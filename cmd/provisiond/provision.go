@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"go.uber.org/zap"
 
@@ -91,7 +92,7 @@ func (a *app) printResult(r *provision.Result, asJSON bool) error {
 	if unit == "" {
 		unit = "(unknown unit)"
 	}
-	_, _ = fmt.Fprintf(a.out, "%s  %s  %s %s  %s  %.1f s\n", paint(a.out, r.Verdict), unit, r.Chip, r.Revision, r.Profile, float64(r.ElapsedMS)/1000)
+	_, _ = fmt.Fprintf(a.out, "%s  %s  %s  %s  %.1f s\n", paint(a.out, r.Verdict), unit, strings.TrimSpace(r.Chip+" "+r.Revision), r.Profile, float64(r.ElapsedMS)/1000)
 	if r.KeyFingerprint != "" {
 		_, _ = fmt.Fprintf(a.out, "  key      %s\n", r.KeyFingerprint)
 	}
