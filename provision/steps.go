@@ -174,11 +174,19 @@ func (u *unit) attachFlash(ctx context.Context) (rom.FlashID, error) {
 // refused turns a layout's refusals into the engine's. All of them are told; the
 // next step is that of the first.
 func refused(err error) error {
-	var r *layout.Refusal
-	if !errors.As(err, &r) {
+	var first *layout.Refusal
+	if !errors.As(err, &first) {
 		return err
 	}
-	return &Failure{Cause: CauseRefused, Reason: err.Error(), NextStep: r.NextStep}
+	what := []string{first.What()}
+	var all layout.Refusals
+	if errors.As(err, &all) {
+		what = what[:0]
+		for _, r := range all {
+			what = append(what, r.What())
+		}
+	}
+	return &Failure{Cause: CauseRefused, Reason: strings.Join(what, "; "), NextStep: first.NextStep}
 }
 
 // admit decides whether this unit may be worked on: what journal and keystore

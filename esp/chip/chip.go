@@ -226,7 +226,11 @@ func (m Model) SchemeFor(n int) (Scheme, error) {
 	if slices.Contains(keyBytes[m.Scheme], n) {
 		return m.Scheme, nil
 	}
-	return "", fmt.Errorf("a flash encryption key of the %s has %v bytes, not %d", m.Title, keyBytes[m.Scheme], n)
+	lengths := make([]string, len(keyBytes[m.Scheme]))
+	for i, l := range keyBytes[m.Scheme] {
+		lengths[i] = strconv.Itoa(l)
+	}
+	return "", fmt.Errorf("a flash encryption key of the %s has %s bytes, not %d", m.Title, strings.Join(lengths, " or "), n)
 }
 
 // ErrUnknown is returned for a chip that this build does not know.

@@ -131,6 +131,8 @@ func New(o Options) (*Chip, error) {
 	if err := c.manufacture(); err != nil {
 		return nil, err
 	}
+	c.mu.Lock() // its timers run from now on
+	defer c.mu.Unlock()
 	c.powerOn()
 	return c, nil
 }

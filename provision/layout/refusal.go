@@ -16,12 +16,14 @@ type Refusal struct {
 }
 
 // Error gives "file at 0x10000: reason; next step".
-func (r *Refusal) Error() string {
-	s := r.Reason + "; " + r.NextStep
+func (r *Refusal) Error() string { return r.What() + "; " + r.NextStep }
+
+// What is Error without the next step.
+func (r *Refusal) What() string {
 	if r.File != "" {
-		s = fmt.Sprintf("%s at 0x%x: %s", r.File, r.Offset, s)
+		return fmt.Sprintf("%s at 0x%x: %s", r.File, r.Offset, r.Reason)
 	}
-	return s
+	return r.Reason
 }
 
 // Refusals is everything that stands against a layout. errors.As finds the first
