@@ -337,6 +337,9 @@ func (s *Server) do(ctx context.Context, n *Node, token, method, path string, bo
 		return 0, nil, err
 	}
 	req.Header.Set("X-Vault-Request", "true")
+	if method == http.MethodPatch {
+		req.Header.Set("Content-Type", "application/merge-patch+json")
+	}
 	if token != "" {
 		req.Header.Set("X-Vault-Token", token)
 	}

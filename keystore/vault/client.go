@@ -31,6 +31,7 @@ const maxAnswer = 64 << 20
 type client struct {
 	cfg     Config
 	http    *http.Transport
+	web     *http.Client  // over http
 	ends    []*api.Client // one per address
 	current atomic.Uint32 // which of them is asked
 	session *session
@@ -55,9 +56,10 @@ func newClient(cfg Config) (*client, error) {
 	}
 	// A redirect would send key and token to where an answer says.
 	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	c.web = &http.Client{Transport: c.http, CheckRedirect: stay}
 	for _, address := range cfg.Addresses {
 		end, err := api.NewClient(&api.Config{
-			Address: address, HttpClient: &http.Client{Transport: c.http, CheckRedirect: stay},
+			Address: address, HttpClient: c.web,
 			MaxRetries: 0, DisableRedirects: true, ReadYourWrites: true,
 		})
 		if err != nil {

@@ -92,7 +92,7 @@ func (x *site) open(t testing.TB, role Role) *Store {
 // roles is a keystore.Store that does everything a station may do as a station,
 // and the rest with the role that may.
 type roles struct {
-	*Store           // station
+	*Store  // station
 	ota     *Store
 	auditor *Store
 	x       *site

@@ -1,0 +1,60 @@
+# provisiond: who sets it all up with `provisiond keystore init --vault`, and makes
+# secret ids and rework tickets. This policy reads no key; but who writes policies
+# can give himself any right on this mount, so its use is for two people and the
+# audit log.
+
+path "sys/mounts" {
+  capabilities = ["read"]
+}
+
+path "sys/mounts/provisiond" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "provisiond/config" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "provisiond/data/store" {
+  capabilities = ["create", "read"]
+}
+
+path "provisiond/metadata/*" {
+  capabilities = ["read", "list"]
+}
+
+path "sys/policies/acl/provisiond-*" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "sys/auth" {
+  capabilities = ["read"]
+}
+
+path "sys/auth/approle" {
+  capabilities = ["create", "update", "sudo"]
+}
+
+path "auth/approle/role/provisiond-*" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "auth/token/roles/provisiond-rework" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "auth/token/create/provisiond-rework" {
+  capabilities = ["create", "update"]
+}
+
+path "sys/audit" {
+  capabilities = ["read", "sudo"]
+}
+
+path "auth/token/lookup-self" {
+  capabilities = ["read"]
+}
+
+path "auth/token/renew-self" {
+  capabilities = ["update"]
+}
