@@ -105,7 +105,7 @@ func reencrypt(t testing.TB, c *espsim.Chip, r layout.Region, ci flashcrypt.Ciph
 
 func damages() []damage {
 	list := []damage{
-		{"a bit more in the key block", func(t *testing.T, b *bench, c *espsim.Chip, _ *provision.Job) {
+		{"a bit more in the key block", func(t *testing.T, _ *bench, c *espsim.Chip, _ *provision.Job) {
 			at := keyBlockIndex[c.Model().Name]
 			w := c.Fuses()[at][5]
 			if err := c.SetFuse(at, 5, ^w&-^w); err != nil { // the lowest bit that is not set

@@ -198,7 +198,7 @@ func (u *unit) verifyAll(ctx context.Context, regions []layout.Ciphertext) (obse
 func (u *unit) wrongRegions(ctx context.Context, regions []layout.Ciphertext) ([]layout.Ciphertext, error) {
 	var bad []layout.Ciphertext
 	for _, r := range regions {
-		sum, err := u.client.FlashMD5(ctx, r.Region.Offset, uint32(len(r.Data))) //nolint:gosec // bounded by the flash size
+		sum, err := u.client.FlashMD5(ctx, r.Region.Offset, uint32(len(r.Data)))
 		if err != nil {
 			return nil, err
 		}
@@ -219,7 +219,7 @@ func (u *unit) verifyEarlier(ctx context.Context) error {
 	return u.do(ctx, stepVerify, map[string]any{"regions": len(u.past.images)}, func(ctx context.Context) (observed, error) {
 		u.res.Images = u.res.Images[:0]
 		for _, r := range u.past.images {
-			sum, err := u.client.FlashMD5(ctx, r.Offset, uint32(r.Length)) //nolint:gosec // bounded by the flash size
+			sum, err := u.client.FlashMD5(ctx, r.Offset, uint32(r.Length))
 			if err != nil {
 				return nil, err
 			}

@@ -192,7 +192,7 @@ func foreignFuses(m chip.Model, s *efuse.Snapshot, planned []efuse.Stage, intent
 			if !ok {
 				return nil, fmt.Errorf("the %s has no key purpose %s", m.Title, st.Key.Purpose)
 			}
-			allowed[purposeField(st.Key.Block)] |= uint64(p.Value) //nolint:gosec // 0 to 31
+			allowed[purposeField(st.Key.Block)] |= uint64(p.Value)
 		}
 		wr, rd, err := protectionMasks(s.Table(), st)
 		if err != nil {

@@ -159,10 +159,10 @@ func TestNewKeyAfterCustody(t *testing.T) {
 		b := newMemoryBench(t)
 		c := b.board(espsim.Options{Model: model(t, name)})
 		before, job := c.Fuses(), sampleJob(t, name, "release")
-		real := b.store
+		inner := b.store
 		for round := range 3 {
 			ctx, cancel := context.WithCancel(t.Context())
-			b.store = &faultyStore{Store: real, fail: func(op string, _ int) (before, after error) {
+			b.store = &faultyStore{Store: inner, fail: func(op string, _ int) (before, after error) {
 				if op == "confirm" {
 					cancel()
 				}
@@ -174,7 +174,7 @@ func TestNewKeyAfterCustody(t *testing.T) {
 				t.Errorf("round %d: %d keys, %d given up, %d burns", round, alive, gone, c.Burns())
 			}
 		}
-		b.store = real
+		b.store = inner
 		r := b.again(c, job)
 		wantPass(t, r)
 		if alive, gone := b.keysAlive(); alive != 1 || gone != 3 {
@@ -196,8 +196,8 @@ func TestStoreFailsAtBurn(t *testing.T) {
 				b := newMemoryBench(t)
 				c := b.board(espsim.Options{Model: model(t, name)})
 				before, job := c.Fuses(), sampleJob(t, name, "release")
-				real := b.store
-				b.store = &faultyStore{Store: real, fail: func(op string, _ int) (before, after error) {
+				inner := b.store
+				b.store = &faultyStore{Store: inner, fail: func(op string, _ int) (before, after error) {
 					switch {
 					case op == "state" && took:
 						return nil, keystore.ErrUnknownOutcome
@@ -211,7 +211,7 @@ func TestStoreFailsAtBurn(t *testing.T) {
 				if c.Burns() != 0 || r.ExitCode() != 12 {
 					t.Errorf("%d burns, exit %d", c.Burns(), r.ExitCode())
 				}
-				b.store = real
+				b.store = inner
 				r = b.again(c, job)
 				wantPass(t, r)
 				if alive, gone := b.keysAlive(); alive != 1 || gone != 1 {

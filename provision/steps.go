@@ -378,7 +378,7 @@ func (u *unit) afterKey(all []efuse.Stage) ([]efuse.Stage, error) {
 		return nil, fmt.Errorf("the %s has no key purpose %s", u.model.Title, key.Purpose)
 	}
 	all[0].Key = nil
-	all[0].Set = []chip.Assignment{{Field: purposeField(key.Block), Value: uint32(p.Value)}} //nolint:gosec // 0 to 31
+	all[0].Set = []chip.Assignment{{Field: purposeField(key.Block), Value: uint32(p.Value)}}
 	return all, nil
 }
 
