@@ -18,7 +18,7 @@ path "provisiond/data/units/+/+/+/state/+" {
   capabilities = ["read"]
 }
 
-path "provisiond/data/checkpoints/+/+" {
+path "provisiond/data/checkpoints/+/+/+" {
   capabilities = ["read"]
 }
 

@@ -22,11 +22,15 @@ path "provisiond/data/units/+/+/+/state/+" {
 }
 
 # Its own journal heads.
-path "provisiond/data/checkpoints/line1/+" {
+path "provisiond/data/checkpoints/line1/+/+" {
   capabilities = ["create", "read"]
 }
 
 path "provisiond/metadata/checkpoints/line1/" {
+  capabilities = ["list"]
+}
+
+path "provisiond/metadata/checkpoints/line1/+/" {
   capabilities = ["list"]
 }
 

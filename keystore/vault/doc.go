@@ -9,7 +9,7 @@
 //	units/<bb>/<mac>/claim/<n>            which key is the unit's n-th: its fingerprint, who and when
 //	units/<bb>/<mac>/<fingerprint>        the key record
 //	units/<bb>/<mac>/<fp>/state/<n>       its n-th state
-//	checkpoints/<station>/<n>             signed journal heads of a station
+//	checkpoints/<station>/<day>/<size>    signed journal heads of a station
 //
 // <bb> is the last byte of the MAC: Vault answers LIST with a whole folder in
 // one reply, and the last byte spreads a lot evenly. Nothing is updated, so no

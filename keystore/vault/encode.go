@@ -195,6 +195,12 @@ func decodeRecord(data []byte, unit chip.MAC, fp keystore.Fingerprint) (keystore
 		err = errors.New("its digest is not that of its content")
 	case r.Unit != unit || r.Fingerprint != fp || r.Unit != h.meta.Unit || r.Fingerprint != h.meta.Fingerprint:
 		err = errors.New("it is the record of another key")
+	default:
+		for _, name := range clearFields(r.Meta(), r.Schema, h.digest) {
+			if _, ok := j.Clear[name]; !ok {
+				err = errors.New("its clear names are not those of its content")
+			}
+		}
 	}
 	if err != nil {
 		r.Key.Wipe()
@@ -241,8 +247,7 @@ type storeJSON struct {
 
 // checkpointJSON is a signed head of a journal, as text.
 type checkpointJSON struct {
-	Note string    `json:"note"`
-	Time time.Time `json:"time"`
+	Note string `json:"note"`
 }
 
 func encode(v any) ([]byte, error) {

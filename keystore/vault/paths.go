@@ -1,7 +1,6 @@
 package vault
 
 import (
-	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -49,14 +48,3 @@ func statePath(unit chip.MAC, fp keystore.Fingerprint, n int) string {
 func checkpointFolder(station string) string { return "checkpoints/" + station }
 
 const storePath = "store"
-
-var errNumber = errors.New("not a number of this store")
-
-// parseNumber reads the n of a claim, state or checkpoint as it was written.
-func parseNumber(s string) (int, error) {
-	n, err := strconv.Atoi(s)
-	if err != nil || n < 1 || strconv.Itoa(n) != s {
-		return 0, errNumber
-	}
-	return n, nil
-}

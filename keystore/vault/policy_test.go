@@ -85,7 +85,7 @@ func TestPolicies(t *testing.T) {
 		}
 	}
 	for _, name := range []string{stationName, "line2"} {
-		x.srv.Must(t, http.MethodPost, "kv/data/checkpoints/"+name+"/1", map[string]any{"data": map[string]any{"note": "n"}, "options": map[string]any{"cas": 0}})
+		x.srv.Must(t, http.MethodPost, "kv/data/checkpoints/"+name+"/2026-11-22/1", map[string]any{"data": map[string]any{"note": "n"}, "options": map[string]any{"cas": 0}})
 	}
 	admin, err := OpenAdmin(t.Context(), x.config(t, x.srv.Root))
 	if err != nil {
@@ -144,12 +144,14 @@ func TestPolicies(t *testing.T) {
 		{"list a unit", "LIST", at("metadata", unitOne), nil, only(RoleAuditor, RoleAdmin)},
 		{"list states", "LIST", at("metadata", one) + "/state/", nil, only(RoleAuditor, RoleAdmin)},
 
-		{"create an own checkpoint", "PUT", "kv/data/checkpoints/line1/NEW", put(1), only(RoleStation)},
-		{"overwrite an own checkpoint", "PUT", "kv/data/checkpoints/line1/1", put(1), none},
-		{"read an own checkpoint", "GET", "kv/data/checkpoints/line1/1", nil, only(RoleStation, RoleAuditor)},
+		{"create an own checkpoint", "PUT", "kv/data/checkpoints/line1/2026-11-22/NEW", put(1), only(RoleStation)},
+		{"overwrite an own checkpoint", "PUT", "kv/data/checkpoints/line1/2026-11-22/1", put(1), none},
+		{"read an own checkpoint", "GET", "kv/data/checkpoints/line1/2026-11-22/1", nil, only(RoleStation, RoleAuditor)},
 		{"list own checkpoints", "LIST", "kv/metadata/checkpoints/line1/", nil, only(RoleStation, RoleAuditor, RoleAdmin)},
-		{"create another station's checkpoint", "PUT", "kv/data/checkpoints/line2/NEW", put(1), none},
-		{"read another station's checkpoint", "GET", "kv/data/checkpoints/line2/1", nil, only(RoleAuditor)},
+		{"list own checkpoints of a day", "LIST", "kv/metadata/checkpoints/line1/2026-11-22/", nil, only(RoleStation, RoleAuditor, RoleAdmin)},
+		{"list the stations with checkpoints", "LIST", "kv/metadata/checkpoints/", nil, only(RoleAuditor, RoleAdmin)},
+		{"create another station's checkpoint", "PUT", "kv/data/checkpoints/line2/2026-11-22/NEW", put(1), none},
+		{"read another station's checkpoint", "GET", "kv/data/checkpoints/line2/2026-11-22/1", nil, only(RoleAuditor)},
 		{"list another station's checkpoints", "LIST", "kv/metadata/checkpoints/line2/", nil, only(RoleAuditor, RoleAdmin)},
 
 		{"what store this is", "GET", "kv/data/store", nil, all},

@@ -18,7 +18,7 @@ path "{{mount}}/data/units/+/+/+/state/+" {
   capabilities = ["read"]
 }
 
-path "{{mount}}/data/checkpoints/+/+" {
+path "{{mount}}/data/checkpoints/+/+/+" {
   capabilities = ["read"]
 }
 

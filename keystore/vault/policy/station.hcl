@@ -22,11 +22,15 @@ path "{{mount}}/data/units/+/+/+/state/+" {
 }
 
 # Its own journal heads.
-path "{{mount}}/data/checkpoints/{{station}}/+" {
+path "{{mount}}/data/checkpoints/{{station}}/+/+" {
   capabilities = ["create", "read"]
 }
 
 path "{{mount}}/metadata/checkpoints/{{station}}/" {
+  capabilities = ["list"]
+}
+
+path "{{mount}}/metadata/checkpoints/{{station}}/+/" {
   capabilities = ["list"]
 }
 
