@@ -96,6 +96,7 @@ const (
 	exchangeBytes   = 4 << 10          // error-free, before any burn
 	burnTries       = 3                // of a stage whose outcome had to be looked up
 	rewriteTries    = 3                // of a region whose MD5 differs
+	md5Tries        = 3                // of a reading that differs
 	closedTextLimit = 2 * time.Second  // for the ROM to say that the download mode is disabled
 )
 

@@ -124,10 +124,8 @@ func (u *unit) flashWork(regions []layout.Ciphertext) int64 {
 func (u *unit) flashAt(ctx context.Context, regions []layout.Ciphertext, total int64) error {
 	var done int64
 	for _, e := range u.job.Layout.Erase {
-		base := done
-		err := u.client.EraseFlash(ctx, e.Offset, e.Size, func(n, _ uint32) { u.emit(stepFlash, base+int64(n), total, "erase "+e.Name) })
-		if err != nil {
-			return fmt.Errorf("erase %s at 0x%x: %w", e.Name, e.Offset, err)
+		if err := u.eraseRange(ctx, stepFlash, e, done, total); err != nil {
+			return err
 		}
 		done += int64(e.Size)
 	}
@@ -136,6 +134,14 @@ func (u *unit) flashAt(ctx context.Context, regions []layout.Ciphertext, total i
 			return err
 		}
 		done += int64(len(r.Data))
+	}
+	return nil
+}
+
+func (u *unit) eraseRange(ctx context.Context, step string, e layout.Range, base, total int64) error {
+	err := u.client.EraseFlash(ctx, e.Offset, e.Size, func(n, _ uint32) { u.emit(step, base+int64(n), total, "erase "+e.Name) })
+	if err != nil {
+		return fmt.Errorf("erase %s at 0x%x: %w", e.Name, e.Offset, err)
 	}
 	return nil
 }
@@ -154,34 +160,38 @@ func (u *unit) writeRegion(ctx context.Context, step string, r layout.Ciphertext
 }
 
 // verifyAll compares the MD5 of every region after the last write, since a later
-// erase could have hit an earlier region, and that the rest is erased.
+// erase could have hit an earlier region, and that the rest is erased. What is
+// wrong is written or erased again, and then everything is compared anew.
 func (u *unit) verifyAll(ctx context.Context, regions []layout.Ciphertext) (observed, error) {
 	for try := 1; ; try++ {
 		bad, err := u.wrongRegions(ctx, regions)
 		if err != nil {
 			return nil, err
 		}
-		if len(bad) == 0 {
+		full, err := u.notErased(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(bad)+len(full) == 0 {
 			break
 		}
-		if try == rewriteTries {
+		if try == rewriteTries && len(bad) > 0 {
 			return nil, failUnit("replace the board: its flash does not keep what is written",
 				"flash region %s at 0x%x reads back wrong %d times", bad[0].Region.Name, bad[0].Region.Offset, try)
+		}
+		if try == rewriteTries {
+			return nil, failUnit("replace the board: its flash does not erase",
+				"partition %s at 0x%x is not erased after %d tries", full[0].Name, full[0].Offset, try)
+		}
+		for _, e := range full {
+			if err := u.eraseRange(ctx, stepVerify, e, 0, int64(e.Size)); err != nil {
+				return nil, err
+			}
 		}
 		for _, r := range bad {
 			if err := u.writeRegion(ctx, stepVerify, r, 0, int64(len(r.Data))); err != nil {
 				return nil, err
 			}
-		}
-	}
-	for _, e := range u.job.Layout.Erase {
-		sum, err := u.client.FlashMD5(ctx, e.Offset, e.Size)
-		if err != nil {
-			return nil, err
-		}
-		if sum != md5.Sum(bytes.Repeat([]byte{0xFF}, int(e.Size))) { //nolint:gosec // see the import
-			return nil, failUnit("replace the board: its flash does not erase",
-				"partition %s at 0x%x is not erased", e.Name, e.Offset)
 		}
 	}
 	seen := make([]flashed, len(regions))
@@ -198,15 +208,46 @@ func (u *unit) verifyAll(ctx context.Context, regions []layout.Ciphertext) (obse
 func (u *unit) wrongRegions(ctx context.Context, regions []layout.Ciphertext) ([]layout.Ciphertext, error) {
 	var bad []layout.Ciphertext
 	for _, r := range regions {
-		sum, err := u.client.FlashMD5(ctx, r.Region.Offset, uint32(len(r.Data)))
+		ok, err := u.flashHolds(ctx, r.Region.Offset, uint32(len(r.Data)), r.MD5)
 		if err != nil {
 			return nil, err
 		}
-		if sum != r.MD5 {
+		if !ok {
 			bad = append(bad, r)
 		}
 	}
 	return bad, nil
+}
+
+func (u *unit) notErased(ctx context.Context) ([]layout.Range, error) {
+	var full []layout.Range
+	for _, e := range u.job.Layout.Erase {
+		ok, err := u.flashHolds(ctx, e.Offset, e.Size, md5.Sum(bytes.Repeat([]byte{0xFF}, int(e.Size)))) //nolint:gosec // see the import
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			full = append(full, e)
+		}
+	}
+	return full, nil
+}
+
+// flashHolds compares the MD5 of a part of the flash. A request carries no
+// checksum that counts, so one with a damaged address gets the right answer to
+// another question: a difference must be seen again to count. Noise cannot make
+// the wanted digest.
+func (u *unit) flashHolds(ctx context.Context, at, size uint32, want [md5.Size]byte) (bool, error) {
+	for range md5Tries {
+		sum, err := u.client.FlashMD5(ctx, at, size)
+		if err != nil {
+			return false, err
+		}
+		if sum == want {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // verifyEarlier proves that the flash still holds what an earlier run of this
@@ -219,11 +260,15 @@ func (u *unit) verifyEarlier(ctx context.Context) error {
 	return u.do(ctx, stepVerify, map[string]any{"regions": len(u.past.images)}, func(ctx context.Context) (observed, error) {
 		u.res.Images = u.res.Images[:0]
 		for _, r := range u.past.images {
-			sum, err := u.client.FlashMD5(ctx, r.Offset, uint32(r.Length))
+			var want [md5.Size]byte
+			if n, err := hex.Decode(want[:], []byte(r.MD5)); err != nil || n != len(want) {
+				return nil, errors.Join(fmt.Errorf("the journal's MD5 %q of region %s is none", r.MD5, r.Name), err)
+			}
+			ok, err := u.flashHolds(ctx, r.Offset, uint32(r.Length), want)
 			if err != nil {
 				return nil, err
 			}
-			if hex.EncodeToString(sum[:]) != r.MD5 {
+			if !ok {
 				return nil, quarantine("set the board aside: it needs its key from the keystore to be flashed again",
 					"flash region %s at 0x%x is not what the journal says", r.Name, r.Offset)
 			}
