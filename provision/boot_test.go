@@ -221,7 +221,7 @@ func TestBootSeesFlippedBytes(t *testing.T) {
 		seen, unseen := 0, 0
 		for _, r := range job.Layout.Regions {
 			checked := checkedLen(t, r)
-			for at := uint32(0); at < uint32(len(r.Plain)); at += uint32(stride(97)) {
+			for at := uint32(0); at < uint32(len(r.Plain)); at += uint32(stride(211)) {
 				flip(t, c, r.Offset+at)
 				ok := boots(c)
 				flip(t, c, r.Offset+at)
@@ -279,6 +279,17 @@ func TestVerify(t *testing.T) {
 			b := newMemoryBench(t)
 			c := b.board(espsim.Options{Model: model(t, name)})
 			b.at["verify-flash"] = func() { flip(t, c, e.Offset+e.Size-1) }
+			wantPass(t, b.run(t.Context(), c, job))
+
+			b = newMemoryBench(t)
+			c = b.board(espsim.Options{Model: model(t, name)})
+			bad := func() { overwrite(t, c, e.Offset, []byte{0}) }
+			b.at["verify-flash"] = bad
+			b.observe = func(ev provision.Event) {
+				if ev.Step == "verify-flash" && ev.Done == int64(e.Size) {
+					bad() // again after each time that it was erased
+				}
+			}
 			wantVerdict(t, b.run(t.Context(), c, job), provision.Fail, provision.CauseUnit, e.Name)
 			if c.Burns() != 0 {
 				t.Errorf("%d burns", c.Burns())

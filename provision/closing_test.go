@@ -205,7 +205,7 @@ func TestCutWhileClosing(t *testing.T) {
 		b.at["proof"] = func() { to = c.RegisterWrites() }
 		wantPass(t, b.run(t.Context(), c, job))
 		outcomes := map[string]int{}
-		for n := from + 1; n <= to; n += stride(5) {
+		for n := from + 1; n <= to; n += stride(11) {
 			for _, f := range []espsim.Faults{{PowerAtWrite: n}, {UnplugAtWrite: n}} {
 				f.Seed = int64(n)
 				b := newMemoryBench(t)

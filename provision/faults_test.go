@@ -96,6 +96,9 @@ func sweep(t *testing.T, name, profile string, faults []espsim.Faults) map[strin
 		if v := x.last().Verdict; v == provision.Fail || v == provision.Quarantined {
 			t.Logf("%v: %s: %s", f, out, x.last().Reason)
 		}
+		if first := x.results[0]; f.Window == espsim.WindowFlash && first.Verdict != provision.Pass {
+			t.Logf("%v: %s: %s", f, first.Verdict, first.Reason)
+		}
 		outcomes[out]++
 		_ = x.c.Close()
 	}
@@ -109,7 +112,7 @@ func TestPowerLost(t *testing.T) {
 	bothChips(t, func(t *testing.T, name string) {
 		writes, _, _, _ := measure(t, name, "release")
 		var list []espsim.Faults
-		for n := 1; n <= writes; n += stride(13) {
+		for n := 1; n <= writes; n += stride(37) {
 			list = append(list, espsim.Faults{PowerAtWrite: n, Seed: int64(n)})
 		}
 		out := sweep(t, name, "release", list)
@@ -125,10 +128,10 @@ func TestUnplugged(t *testing.T) {
 	bothChips(t, func(t *testing.T, name string) {
 		writes, bytes, _, _ := measure(t, name, "hybrid")
 		var list []espsim.Faults
-		for n := 1; n <= writes; n += stride(13) {
+		for n := 1; n <= writes; n += stride(37) {
 			list = append(list, espsim.Faults{UnplugAtWrite: n, Seed: int64(n)})
 		}
-		for n := 1; n <= bytes; n += stride(1009) * 7 {
+		for n := 1; n <= bytes; n += stride(1009) * 19 {
 			list = append(list, espsim.Faults{UnplugAtByte: n, Seed: int64(n)})
 		}
 		out := sweep(t, name, "hybrid", list)
@@ -154,7 +157,7 @@ func TestRefusedCommands(t *testing.T) {
 				)
 			}
 		}
-		sweep(t, name, "release", everyNth(list, stride(3)))
+		sweep(t, name, "release", everyNth(list, stride(11)))
 	})
 }
 
@@ -170,7 +173,7 @@ func everyNth[T any](list []T, n int) (out []T) {
 func TestWeakFuses(t *testing.T) {
 	bothChips(t, func(t *testing.T, name string) {
 		var list []espsim.Faults
-		for seed := range 60 / stride(3) {
+		for seed := range 60 / stride(6) {
 			list = append(list, espsim.Faults{Weak: []float64{0.02, 0.2, 0.7}[seed%3], Seed: int64(seed + 1)})
 		}
 		out := sweep(t, name, "release", list)
@@ -209,7 +212,7 @@ func TestNoiseNeverDecides(t *testing.T) {
 		} {
 			inBubble(t, name+"/"+f.String(), func(t *testing.T) {
 				var list []espsim.Faults
-				for seed := range 200 / stride(20) {
+				for seed := range 200 / stride(100) {
 					f.Seed = int64(seed + 1)
 					list = append(list, f)
 				}
@@ -226,7 +229,7 @@ func TestJournalFails(t *testing.T) {
 	bothChips(t, func(t *testing.T, name string) {
 		_, _, _, entries := measure(t, name, "release")
 		outcomes := map[string]int{}
-		for nth := 1; nth <= entries; nth++ {
+		for nth := 1; nth <= entries; nth += stride(4) {
 			for _, after := range []bool{false, true} {
 				x := newTrial(t, name, "release", espsim.Faults{})
 				j := &faultyJournal{Journal: x.b.jrn, nth: nth, after: after}
@@ -251,7 +254,7 @@ func TestJournalFails(t *testing.T) {
 				_ = x.c.Close()
 			}
 		}
-		t.Logf("%s: %d entries, each failed twice: %v", name, entries, outcomes)
+		t.Logf("%s: %d entries, failed before and after: %v", name, entries, outcomes)
 	})
 }
 
