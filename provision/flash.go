@@ -234,20 +234,22 @@ func (u *unit) notErased(ctx context.Context) ([]layout.Range, error) {
 }
 
 // flashHolds compares the MD5 of a part of the flash. A request carries no
-// checksum that counts, so one with a damaged address gets the right answer to
-// another question: a difference must be seen again to count. Noise cannot make
-// the wanted digest.
+// checksum that counts, so one with a damaged address gets a refusal, or the right
+// answer to another question: a difference must be seen again to count. Noise
+// cannot make the wanted digest.
 func (u *unit) flashHolds(ctx context.Context, at, size uint32, want [md5.Size]byte) (bool, error) {
+	var err error
 	for range md5Tries {
-		sum, err := u.client.FlashMD5(ctx, at, size)
-		if err != nil {
+		var sum [md5.Size]byte
+		sum, err = u.client.FlashMD5(ctx, at, size)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, rom.ErrUnplugged):
 			return false, err
-		}
-		if sum == want {
+		case err == nil && sum == want:
 			return true, nil
 		}
 	}
-	return false, nil
+	return false, err
 }
 
 // verifyEarlier proves that the flash still holds what an earlier run of this
