@@ -305,7 +305,7 @@ func (p *sheetPDF) outcome(y float64) float64 {
 		notes = append(notes, fmt.Sprintf("Beside these there are %d simulated units (%d PASS), which no figure but this one counts.", s.Units, s.Pass))
 	}
 	if l.Unknown > 0 {
-		notes = append(notes, fmt.Sprintf("%d attempts ended before a board had told its MAC; they belong to no unit.", l.Unknown))
+		notes = append(notes, fmt.Sprintf("Attempts that ended before a board had told its MAC, and belong to no unit: %d.", l.Unknown))
 	}
 	for _, n := range notes {
 		lines := p.wrap(n, textWidth)
@@ -636,8 +636,8 @@ func (p *sheetPDF) units() {
 		})
 	}
 	p.table([]column{
-		{"unit", 27, "L"}, {"serial", 22, "L"}, {"state", 27, "L"}, {"tries", 8, "R"}, {"chip", 21, "L"},
-		{"key fingerprint", 22, "L"}, {"ended (UTC)", 25, "L"}, {"s", 10, "R"}, {"slot", 10, "L"}, {"entry", 8, "R"},
+		{"unit", 27, "L"}, {"serial", 20, "L"}, {"state", 26, "L"}, {"tries", 8, "R"}, {"chip", 20, "L"},
+		{"key fingerprint", 22, "L"}, {"ended (UTC)", 25, "L"}, {"s", 10, "R"}, {"slot", 9, "L"}, {"entry", 13, "R"},
 	}, -1, rows, func(row, col int) rgb {
 		if col == 2 {
 			return stateInk[p.lot.Units[row].State]

@@ -75,6 +75,7 @@ type Attempt struct {
 	KeyBurnIndex uint64    // of that intent
 	KeyBurnDone  bool      // and the key was read back
 	BurnedFP     string    // the fingerprint that the intent names
+	CustodyFP    string    // the fingerprint that the store was asked to keep
 	OneWayBegun  bool      // by the verdict, or by the intent of a burn
 
 	Verdict     provision.Verdict // empty: the run was cut off
@@ -394,6 +395,8 @@ func (a *Attempt) intend(e journal.Entry, p payload) {
 		if p.RecipeRevision != 0 {
 			a.RecipeRevision = p.RecipeRevision
 		}
+	case stepCustody:
+		a.CustodyFP = p.KeyFingerprint
 	case stepBurnKey:
 		a.KeyBurn, a.KeyBurnIndex, a.BurnedFP, a.OneWayBegun = e.Time, e.Index, p.KeyFingerprint, true
 		keep(&a.KeyBlock, p.Block)
