@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,14 +9,21 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/local"
+	"github.com/provisiond/provisiond/keystore/vault"
 	"github.com/provisiond/provisiond/provision"
 )
 
 type keystoreCmd struct {
-	Init     keystoreInitCmd     `cmd:"" help:"Make a local keystore. Keys are sealed to an age identity file, or to a passphrase."`
-	Describe keystoreDescribeCmd `cmd:"" help:"Show what a keystore is and which units it holds; never a key."`
+	Init     keystoreInitCmd     `cmd:"" help:"Make a local keystore, whose keys are sealed to an age identity file or a passphrase; or set up a Vault."`
+	Describe keystoreDescribeCmd `cmd:"" help:"Show what a keystore is and which units it holds, or one of them; never a key."`
+	Check    keystoreCheckCmd    `cmd:"" help:"Check that custody can be taken, and every record."`
+	Export   keystoreExportCmd   `cmd:"" help:"Write all records, sealed to age recipients, for the custodian of the keys."`
+	Policy   keystorePolicyCmd   `cmd:"" help:"Print the Vault policy of a role."`
+	SecretID keystoreSecretIDCmd `cmd:"" name:"secret-id" help:"Make a Vault login for a station, the OTA server or auditors: a response-wrapped secret id."`
+	Ticket   keystoreTicketCmd   `cmd:"" help:"Make a Vault token that reads one unit's key, for rework."`
 }
 
 // keystoreFile is the keystore that a command is about.
@@ -42,9 +50,16 @@ type keystoreInitCmd struct {
 	PassphraseFile string `help:"Seal to the passphrase in this file (mode 0600) instead." placeholder:"FILE"`
 	Test           bool   `help:"A test store: takes simulated units, and only those."`
 	JSON           bool   `help:"Answer in JSON."`
+	vaultInitFlags
 }
 
 func (c *keystoreInitCmd) Run(a *app) error {
+	if vault.IsFlag(c.Path) || vault.IsFlag(c.Keystore) {
+		c.Vault, c.Path, c.Keystore = c.Path+c.Keystore, "", ""
+	}
+	if c.used() {
+		return c.vaultInitFlags.run(a, c.Test, c.JSON)
+	}
 	path, err := c.name()
 	if err != nil {
 		return err
@@ -83,6 +98,7 @@ func (c *keystoreInitCmd) Run(a *app) error {
 
 type keystoreDescribeCmd struct {
 	keystoreFile
+	Unit     string `help:"Only this unit; a station may ask for no more." placeholder:"MAC"`
 	Identity string `help:"Open the seal with this age identity file, and check every record with it." placeholder:"FILE"`
 	JSON     bool   `help:"Answer in JSON."`
 }
@@ -92,7 +108,7 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	s, err := openKeystoreWith(path, c.Identity)
+	s, err := openKeystoreWith(a.ctx, path, c.Identity)
 	if err != nil {
 		return err
 	}
@@ -112,9 +128,17 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 		Created     string `json:"created"`
 	}
 	rows := []unitJSON{}
-	for mac, err := range s.Units(a.ctx) {
+	units := s.Units(a.ctx)
+	if c.Unit != "" {
+		mac, err := chip.ParseMAC(c.Unit)
 		if err != nil {
-			return err
+			return usage("--unit: %w", err)
+		}
+		units = func(yield func(chip.MAC, error) bool) { yield(mac, nil) }
+	}
+	for mac, err := range units {
+		if err != nil {
+			return &provision.Failure{Cause: provision.CauseKeystore, Reason: "the units cannot be listed", Err: err}
 		}
 		metas, err := s.List(a.ctx, mac)
 		if err != nil {
@@ -154,11 +178,16 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 
 // openKeystore opens what --keystore names. A station stores keys and does not
 // read them, so no identity is asked for.
-func openKeystore(path string) (keystore.Store, error) { return openKeystoreWith(path, "") }
+func openKeystore(ctx context.Context, path string) (keystore.Store, error) {
+	return openKeystoreWith(ctx, path, "")
+}
 
-func openKeystoreWith(path, identity string) (keystore.Store, error) {
+func openKeystoreWith(ctx context.Context, path, identity string) (keystore.Store, error) {
 	if path == "" {
 		return nil, usage("--keystore has no default: name a keystore, or make one with `provisiond keystore init FILE`")
+	}
+	if vault.IsFlag(path) {
+		return openVault(ctx, path, identity)
 	}
 	s, err := local.Open(path, local.Options{IdentityFile: identity})
 	if err == nil {
@@ -176,4 +205,19 @@ func openKeystoreWith(path, identity string) (keystore.Store, error) {
 		f.NextStep = "name the keystore file in it, or make one with `provisiond keystore init " + filepath.Join(path, "keystore.db") + "`"
 	}
 	return nil, f
+}
+
+func openVault(ctx context.Context, flag, identity string) (keystore.Store, error) {
+	if identity != "" {
+		return nil, usage("--identity is for a local keystore; in Vault the role decides")
+	}
+	cfg, err := vault.FromFlag(flag)
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	s, err := vault.Open(ctx, cfg)
+	if err != nil {
+		return nil, &provision.Failure{Cause: provision.CauseKeystore, Reason: "the keystore cannot be opened", Err: err}
+	}
+	return s, nil
 }

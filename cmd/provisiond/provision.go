@@ -27,7 +27,7 @@ func (c *provisionCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	store, err := openKeystore(c.Keystore)
+	store, err := openKeystore(a.ctx, c.Keystore)
 	if err != nil {
 		return err
 	}
