@@ -15,7 +15,7 @@ import (
 // vaultInitFlags are what `keystore init` takes for a Vault.
 type vaultInitFlags struct {
 	Vault       string   `help:"Set up the Vault that this configuration file names: mount, policies, AppRoles. Run again, it changes nothing." placeholder:"FILE.yaml"`
-	Station     []string `help:"With --vault: an AppRole for a station, bound to addresses. May be repeated." placeholder:"NAME=CIDR,CIDR"`
+	Station     []string `help:"With --vault: an AppRole for a station, bound to addresses. May be repeated." placeholder:"NAME=CIDR,CIDR" sep:"none"`
 	OTACidr     []string `name:"ota-cidr" help:"With --vault: an AppRole for the OTA server, bound to these addresses." placeholder:"CIDR"`
 	AuditorCidr []string `help:"With --vault: an AppRole for auditors, bound to these addresses." placeholder:"CIDR"`
 }
