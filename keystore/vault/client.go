@@ -132,12 +132,13 @@ func (c *client) next(from uint32) { c.current.CompareAndSwap(from, from+1) }
 type verdict int
 
 const (
-	good     verdict = iota
-	notFound         // 404
-	refused          // 400 and 403 that are not about the token: it may mean "exists"
-	badToken         // the token is not valid; nothing was done
-	notNow           // for sure not done: sealed, no leader, rate limit, not sent
-	unknown          // whether it was done is not known
+	good      verdict = iota
+	notFound          // 404
+	refused           // 400 and 403 that are not about the token: it may mean "exists"
+	badToken          // the token is not valid; nothing was done
+	notNow            // for sure not done: sealed, no leader, rate limit, not sent
+	misplaced         // there is no secrets engine; waiting does not help
+	unknown           // whether it was done is not known
 )
 
 // reply is an answer, or why there is none.
@@ -244,7 +245,7 @@ func (c *client) classify(end *api.Client, e *api.ResponseError, resp *api.Respo
 	has := func(s string) bool { return strings.Contains(text, s) }
 	switch {
 	case e.StatusCode == http.StatusNotFound && has("no handler for route"):
-		r.verdict, r.err = notNow, unavailable("there is no secrets engine at %q: check mount, or make it with: provisiond keystore init --vault", c.cfg.Mount)
+		r.verdict, r.err = misplaced, unavailable("there is no secrets engine at %q: check mount, or make it with: provisiond keystore init --vault", c.cfg.Mount)
 	case e.StatusCode == http.StatusNotFound:
 		r.verdict = notFound
 		if resp != nil && resp.Body != nil {
@@ -325,6 +326,8 @@ func (c *client) read(ctx context.Context, method, path string) (reply, error) {
 		switch r.verdict {
 		case good, notFound, refused:
 			return r, nil
+		case misplaced:
+			return reply{}, r.err
 		case badToken:
 			c.session.spoil(token)
 		default:
@@ -378,7 +381,7 @@ func (c *client) create(ctx context.Context, path string, body []byte, look func
 			return storedNow, r, nil
 		case refused:
 			return occupied, r, nil
-		case notFound:
+		case notFound, misplaced:
 			return fail(r.err)
 		case badToken:
 			c.session.spoil(token)

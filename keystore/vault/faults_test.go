@@ -276,3 +276,10 @@ func TestBodyOfARecord(t *testing.T) {
 		t.Error("another body was sent")
 	}
 }
+
+// roundTrip is a function as a transport.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+func body(text string) io.ReadCloser { return io.NopCloser(strings.NewReader(text)) }
