@@ -138,6 +138,11 @@ const (
 	Quarantined    StateKind = "quarantined"       // the unit was set aside
 )
 
+// StateKinds lists the kinds that a state may have.
+func StateKinds() []StateKind {
+	return []StateKind{MayBeInSilicon, InSilicon, NotInSilicon, Superseded, Quarantined}
+}
+
 // State is one entry in a record's history.
 type State struct {
 	Seq     int // 1, 2, …; filled in by the store

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 	"unicode"
@@ -301,9 +302,7 @@ func readFingerprint(in *canon.Reader, field string) Fingerprint {
 
 // Validate checks a state before it is stored.
 func (s State) Validate() error {
-	switch s.Kind {
-	case MayBeInSilicon, InSilicon, Superseded, Quarantined:
-	default:
+	if !slices.Contains(StateKinds(), s.Kind) {
 		return fmt.Errorf("keystore: unknown state %q", string(s.Kind))
 	}
 	if s.Job == "" {

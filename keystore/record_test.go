@@ -195,7 +195,7 @@ func FuzzParseRecord(f *testing.F) {
 // TestCheckTransition is the table of its doc comment.
 func TestCheckTransition(t *testing.T) {
 	type kinds = []keystore.StateKind
-	all := kinds{keystore.MayBeInSilicon, keystore.InSilicon, keystore.NotInSilicon, keystore.Superseded, keystore.Quarantined}
+	all := keystore.StateKinds()
 	for _, c := range []struct{ history, may kinds }{
 		{nil, kinds{keystore.MayBeInSilicon, keystore.InSilicon, keystore.Superseded, keystore.Quarantined}},
 		{kinds{keystore.MayBeInSilicon}, kinds{keystore.InSilicon, keystore.NotInSilicon, keystore.Quarantined}},

@@ -379,7 +379,7 @@ func testStatesAreIdempotent(t *testing.T, h Harness) {
 // the store with keystore.CheckTransition.
 func testEveryTransition(t *testing.T, h Harness) {
 	s := open(t, h)
-	kinds := []keystore.StateKind{keystore.MayBeInSilicon, keystore.InSilicon, keystore.Superseded, keystore.Quarantined}
+	kinds := keystore.StateKinds()
 	unit, tried := byte(0), 0
 	var walk func(path []keystore.StateKind)
 	walk = func(path []keystore.StateKind) {
