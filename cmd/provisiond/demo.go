@@ -163,7 +163,7 @@ func (c *demoCmd) provisionAll(a *app, site *demoSite, faults espsim.Faults, tra
 				mac := chip.MAC{0x02, 0x0D, byte(first >> 16), byte(first >> 8), byte(first), byte(i + 1)}
 				mac[1] += byte(i >> 8)
 				e := &provision.Engine{
-					Store: site.store, Journal: site.jrn, Station: "demo", Slot: slot, Operator: "demo",
+					Store: site.store, Journal: site.jrn, Station: "demo", Slot: slot, Operator: "demo", Lot: "demo", Tool: toolVersion(),
 					Trace: trace, Observe: a.observer(bars.observe(slot)),
 				}
 				results[i] = c.provisionOne(a.ctx, a.log, e, job, mac, faults)

@@ -215,6 +215,12 @@ func exitCode(err error) int {
 type versionCmd struct{}
 
 func (versionCmd) Run(a *app) error {
+	_, err := fmt.Fprintln(a.out, toolVersion())
+	return err
+}
+
+// toolVersion names the program and its version, also for the journal.
+func toolVersion() string {
 	version := "(unknown)"
 	if bi, ok := debug.ReadBuildInfo(); ok {
 		version = bi.Main.Version
@@ -224,6 +230,5 @@ func (versionCmd) Run(a *app) error {
 			}
 		}
 	}
-	_, err := fmt.Fprintln(a.out, "provisiond", version)
-	return err
+	return "provisiond " + version
 }

@@ -18,6 +18,8 @@ type provisionCmd struct {
 	Journal         string `help:"The station's journal." required:"" placeholder:"F"`
 	Slot            string `help:"The slot's name in the journal." default:"bench"`
 	Operator        string `help:"Who runs it, for the journal." placeholder:"NAME"`
+	Lot             string `help:"The lot that the unit belongs to, for the journal." placeholder:"L"`
+	Serial          string `help:"The serial number on the board's label, for the journal." placeholder:"SN"`
 	ClosedIsForever bool   `help:"Agree that the unit's serial loader ends for ever. Needed for profile closed, and for release on the ESP32."`
 	JSON            bool   `help:"One JSON object about the unit on standard output."`
 }
@@ -43,12 +45,13 @@ func (c *provisionCmd) Run(a *app) error {
 	}
 	defer dev.close()
 
+	dev.line.Serial = c.Serial
 	bars := newProgress(a.errOut, c.JSON, c.Slot)
 	if !c.JSON {
 		defer a.announceStop()()
 	}
 	e := &provision.Engine{
-		Store: store, Journal: jrn, Station: jrn.Info().Station, Slot: c.Slot, Operator: c.Operator,
+		Store: store, Journal: jrn, Station: jrn.Info().Station, Slot: c.Slot, Operator: c.Operator, Lot: c.Lot, Tool: toolVersion(),
 		Trace: dev.trace, Observe: a.observer(bars.observe(c.Slot)),
 	}
 	res := e.Run(a.ctx, dev.line, job)
