@@ -133,7 +133,7 @@ func (a *Admin) setupMount(ctx context.Context, end *api.Client, _ SetupOptions,
 		return fmt.Errorf("at %s there is %s version %s already: choose another mount", mount, m.Type, m.Options["version"])
 	}
 	// A new mount answers 400 for a moment, until it has made itself ready.
-	p := a.c.patience()
+	p := a.c.patience(ctx)
 	for {
 		secret, err := end.Logical().ReadWithContext(ctx, mount+"/config")
 		if err == nil && secret != nil {

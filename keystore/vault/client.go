@@ -150,13 +150,17 @@ type reply struct {
 }
 
 // send sends one request with the session's token, once.
-func (c *client) send(ctx context.Context, method, path string, body []byte) (reply, uint32) {
+func (c *client) send(ctx context.Context, limit time.Duration, method, path string, body []byte) (reply, uint32) {
 	end, n := c.end()
-	return c.sendTo(ctx, end, method, path, body), n
+	return c.sendFor(ctx, limit, end, method, path, body), n
 }
 
 func (c *client) sendTo(ctx context.Context, end *api.Client, method, path string, body []byte) reply {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.cfg.Timeout))
+	return c.sendFor(ctx, time.Duration(c.cfg.Timeout), end, method, path, body)
+}
+
+func (c *client) sendFor(ctx context.Context, limit time.Duration, end *api.Client, method, path string, body []byte) reply {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var resp *api.Response
 	var err error
@@ -251,6 +255,9 @@ func (c *client) classify(end *api.Client, e *api.ResponseError, resp *api.Respo
 		if resp != nil && resp.Body != nil {
 			r.body, _ = readAll(resp.Body, -1)
 		}
+	// Also with 400, from endpoints that call any failure of theirs a bad request.
+	case has("node is not the leader"), has("leadership lost"):
+		r.verdict, r.err = unknown, unavailable("the cluster has no leader with a quorum (%s): check the other nodes", text)
 	case e.StatusCode == http.StatusForbidden && (has("invalid token") || has("missing client token") || has("bad token")):
 		r.verdict, r.err = badToken, unavailable("the token is not valid any more: it expired or was revoked")
 	case e.StatusCode == http.StatusForbidden, e.StatusCode == http.StatusBadRequest:
@@ -265,8 +272,6 @@ func (c *client) classify(end *api.Client, e *api.ResponseError, resp *api.Respo
 		r.verdict, r.err = notNow, unavailable("Vault is not initialised: vault operator init")
 	case has("local node not active"):
 		r.verdict, r.err = notNow, unavailable("a standby that knows no leader: check the other nodes")
-	case has("node is not the leader"), has("leadership lost"):
-		r.verdict, r.err = unknown, unavailable("the cluster has no leader with a quorum (%s): check the other nodes", text)
 	case e.StatusCode >= 500:
 		r.verdict, r.err = unknown, unavailable("the server failed (%d %s): look at its log; if an audit device is full or gone, every request fails so", e.StatusCode, text)
 	default:
@@ -281,15 +286,31 @@ const (
 	lastWait  = 400 * time.Millisecond
 )
 
-// pause is the wait between tries, growing and with jitter, within a time limit.
+// pause is the wait between a call's tries, growing and with jitter, within a
+// time limit.
 type pause struct {
-	wait time.Duration
-	end  time.Time
+	wait  time.Duration
+	end   time.Time
+	limit time.Duration // of the next request
 }
 
-func (c *client) patience() *pause {
-	return &pause{wait: firstWait, end: time.Now().Add(time.Duration(c.cfg.Patience))}
+type pauseKey struct{}
+
+// patience begins a call's tries. A look within a call shares the call's.
+func (c *client) patience(ctx context.Context) *pause {
+	if p, ok := ctx.Value(pauseKey{}).(*pause); ok {
+		return p
+	}
+	return &pause{wait: firstWait, end: time.Now().Add(time.Duration(c.cfg.Patience)), limit: time.Duration(c.cfg.Timeout)}
 }
+
+func (p *pause) share(ctx context.Context) context.Context {
+	return context.WithValue(ctx, pauseKey{}, p)
+}
+
+// failed makes the requests after a failure shorter: a standby that still
+// forwards to a leader that hangs must not hold us up when there is a new one.
+func (p *pause) failed(c *client) { p.limit = time.Duration(c.cfg.Timeout) / 2 }
 
 // next waits. It is false when the time is over or ctx is done.
 func (p *pause) next(ctx context.Context) bool {
@@ -313,7 +334,7 @@ func (p *pause) next(ctx context.Context) bool {
 // read asks until there is an answer, and gives it if it is good, notFound or
 // refused. Reads change nothing, so they may be repeated.
 func (c *client) read(ctx context.Context, method, path string) (reply, error) {
-	p := c.patience()
+	p := c.patience(ctx)
 	for {
 		if err := ctx.Err(); err != nil {
 			return reply{}, fmt.Errorf("keystore/vault: %w", err)
@@ -322,7 +343,7 @@ func (c *client) read(ctx context.Context, method, path string) (reply, error) {
 		if err != nil {
 			return reply{}, err
 		}
-		r, n := c.send(ctx, method, path, nil)
+		r, n := c.send(ctx, p.limit, method, path, nil)
 		switch r.verdict {
 		case good, notFound, refused:
 			return r, nil
@@ -331,6 +352,7 @@ func (c *client) read(ctx context.Context, method, path string) (reply, error) {
 		case badToken:
 			c.session.spoil(token)
 		default:
+			p.failed(c)
 			c.next(n)
 		}
 		if !p.next(ctx) {
@@ -356,7 +378,7 @@ const (
 // A request that was begun is not cut by ctx: it ends with an answer or at its
 // own time-out.
 func (c *client) create(ctx context.Context, path string, body []byte, look func(context.Context) (bool, error)) (created, reply, error) {
-	p := c.patience()
+	p := c.patience(ctx)
 	doubtful := false
 	fail := func(cause error) (created, reply, error) {
 		if err := ctx.Err(); err != nil {
@@ -375,7 +397,7 @@ func (c *client) create(ctx context.Context, path string, body []byte, look func
 		if err != nil {
 			return fail(err)
 		}
-		r, n := c.send(context.WithoutCancel(ctx), http.MethodPut, c.cfg.Mount+"/data/"+path, body)
+		r, n := c.send(context.WithoutCancel(ctx), p.limit, http.MethodPut, c.cfg.Mount+"/data/"+path, body)
 		switch r.verdict {
 		case good:
 			return storedNow, r, nil
@@ -389,8 +411,9 @@ func (c *client) create(ctx context.Context, path string, body []byte, look func
 			c.next(n)
 		case unknown:
 			doubtful = true
+			p.failed(c)
 			c.next(n)
-			if there, err := look(ctx); err == nil && there {
+			if there, err := look(p.share(ctx)); err == nil && there {
 				return occupied, r, nil
 			}
 		}

@@ -38,7 +38,9 @@ type Config struct {
 	Mount string `yaml:"mount"`
 	// Station is this station's name in Vault: its AppRole and its checkpoints.
 	Station string `yaml:"station"`
-	// Timeout of one request; 5s without it.
+	// Timeout of one request; 2s without it. A write that ends so is looked up, so
+	// a short one costs requests and never a key; a long one makes every slot wait
+	// that long for a node that hangs.
 	Timeout Duration `yaml:"timeout"`
 	// Patience is how long one call may wait for a cluster that is choosing a
 	// leader, or for a server that does not answer; 30s without it.
@@ -158,7 +160,7 @@ func (c *Config) fromEnvironment(getenv func(string) string) {
 // The values of what is left open.
 const (
 	DefaultMount    = "provisiond"
-	DefaultTimeout  = 5 * time.Second
+	DefaultTimeout  = 2 * time.Second
 	DefaultPatience = 30 * time.Second
 )
 

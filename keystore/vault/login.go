@@ -60,7 +60,7 @@ func (c *client) ask(ctx context.Context, token, method, path string, body any) 
 			return reply{}, err
 		}
 	}
-	p := c.patience()
+	p := c.patience(ctx)
 	for {
 		end, n := c.end()
 		own, err := end.CloneWithHeaders()
