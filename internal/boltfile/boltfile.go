@@ -57,10 +57,11 @@ const (
 // may leave bbolt's locks taken, so after the first one the database is not
 // touched again: every call gives the same error.
 type DB struct {
-	bolt   *bolt.DB
-	file   *os.File   // bbolt's, to let go of it when bbolt cannot
-	writer sync.Mutex // nobody waits for bbolt's own lock, which a panic keeps
-	broken atomic.Pointer[DamagedError]
+	bolt     *bolt.DB
+	file     *os.File   // bbolt's, to let go of it when bbolt cannot
+	starting sync.Mutex // see begin
+	writer   sync.Mutex // nobody waits for bbolt's own lock, which a panic keeps
+	broken   atomic.Pointer[DamagedError]
 
 	// MetaFallback reports that one of the two meta pages is not valid, so the
 	// database stands at the commit before the last one that was begun. A torn
@@ -234,9 +235,17 @@ func lock(f *os.File, wait time.Duration) error {
 	}
 }
 
-// View runs fn in a read transaction.
+// View runs fn in a read transaction. Several may run at once.
 func (db *DB) View(fn func(*bolt.Tx) error) error {
-	return db.guard(func() error { return db.bolt.View(fn) })
+	tx, err := db.begin(false)
+	if err != nil {
+		return err
+	}
+	err = db.guard(func() error { return fn(tx) })
+	if db.broken.Load() != nil {
+		return err // bbolt's locks may never come free: leave the transaction
+	}
+	return errors.Join(err, db.guard(tx.Rollback))
 }
 
 // Update runs fn in a write transaction and returns when it is durable. An
@@ -245,7 +254,30 @@ func (db *DB) View(fn func(*bolt.Tx) error) error {
 func (db *DB) Update(fn func(*bolt.Tx) error) error {
 	db.writer.Lock()
 	defer db.writer.Unlock()
-	return db.guard(func() error { return db.bolt.Update(fn) })
+	tx, err := db.begin(true)
+	if err != nil {
+		return err
+	}
+	err = db.guard(func() error { return fn(tx) })
+	switch {
+	case err == nil:
+		return db.guard(tx.Commit)
+	case db.broken.Load() != nil:
+		return err
+	}
+	return errors.Join(err, db.guard(tx.Rollback))
+}
+
+// begin begins transactions one after the other. bbolt holds locks while it reads
+// the meta page for one; when that panics, the next must not wait for them.
+func (db *DB) begin(writable bool) (tx *bolt.Tx, err error) {
+	db.starting.Lock()
+	defer db.starting.Unlock()
+	err = db.guard(func() (err error) {
+		tx, err = db.bolt.Begin(writable)
+		return err
+	})
+	return tx, err
 }
 
 // Close waits for transactions and closes the file. After a panic it only

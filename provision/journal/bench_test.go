@@ -46,28 +46,36 @@ func benchTxid(b *testing.B, j *Journal) (id int) {
 	return id
 }
 
-// long makes a journal of n entries of about 400 bytes, with few commits.
+// long makes a journal of n entries of about 400 bytes, 30 for every unit as a
+// station writes them, with few commits and one checkpoint.
 func long(b *testing.B, n int) (path string, size int) {
 	b.Helper()
 	path = newJournal(b)
 	j := mustOpen(b, path)
-	total, head := j.Head()
-	for int(total) < n {
-		batch := make([]*request, min(maxBatch, n-int(total)))
+	at := j.tip
+	for int(at.size) < n {
+		batch := make([]*request, min(20*maxBatch, n-int(at.size)))
 		for i := range batch {
-			e := sample(int(total) + i)
-			e.Station, e.Time = "bench-1", time.Unix(1, 0).UTC()
+			k := int(at.size) + i
+			e := sample(k)
+			e.Station, e.Time = "bench-1", time.Unix(int64(k), 0).UTC()
+			e.Unit = chip.MAC{2, 0, byte(k / 30 >> 24), byte(k / 30 >> 16), byte(k / 30 >> 8), byte(k / 30)}
 			batch[i] = &request{entry: e}
 		}
 		var err error
-		if total, head, err = j.commit(batch, total, head); err != nil {
+		if at, err = j.commit(batch, at); err == nil {
+			err = j.mirror(batch)
+		}
+		if err != nil {
 			b.Fatal(err)
 		}
 		if size == 0 {
-			line, _ := batch[0].entry.Canonical()
-			size = len(line)
+			size = len(batch[0].line)
 		}
 	}
+	j.mu.Lock()
+	j.tip = at
+	j.mu.Unlock()
 	closed(b, j)
 	return path, size
 }
@@ -100,7 +108,7 @@ func BenchmarkVerify(b *testing.B) {
 // BenchmarkUnit measures the entries of one unit of ten thousand.
 func BenchmarkUnit(b *testing.B) {
 	j := mustOpen(b, newJournal(b))
-	size, head := j.Head()
+	at := j.tip
 	for u := range 100 {
 		var batch []*request
 		for n := range 1000 {
@@ -109,7 +117,7 @@ func BenchmarkUnit(b *testing.B) {
 			batch = append(batch, &request{entry: e})
 		}
 		var err error
-		if size, head, err = j.commit(batch, size, head); err != nil {
+		if at, err = j.commit(batch, at); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -215,6 +215,9 @@ func damagedCopy(t *testing.T, dir string, content []byte) (*Journal, error) {
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.RemoveAll(CopyPath(path)); err != nil { // it would tell more
+		t.Fatal(err)
+	}
 	return Open(path)
 }
 
@@ -312,6 +315,8 @@ func TestEveryFlippedByteOfFile(t *testing.T) {
 		}
 		got := fmt.Sprint(all(t, j))
 		switch {
+		case got == want && j.Info().TornCommit: // only the last checkpoint is gone
+			torn++
 		case got == want:
 			same++
 		case j.Info().TornCommit && strings.HasPrefix(want, strings.TrimSuffix(got, "]")):
@@ -437,8 +442,8 @@ func TestEveryMutation(t *testing.T) {
 		{"spliced", spliced, 7},
 		{"white space", spaced, 3},
 		{"another station", renamed, 10},
-		{"rewritten and chained again", rechain(lines, 4), 10}, // the stored head disagrees
-		{"another journal's", foreign, 10},
+		{"rewritten and chained again", rechain(lines, 4), 4}, // the stored tree disagrees
+		{"another journal's", foreign, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()

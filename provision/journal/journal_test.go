@@ -64,7 +64,7 @@ func sample(n int) Entry {
 	if err != nil {
 		panic(err)
 	}
-	return Entry{Unit: unit(byte(n % 7)), Slot: "A3", Job: "job-1", Step: "flash", Kind: KindObserved, Payload: payload}
+	return Entry{Unit: unit(byte(n % 7)), Slot: "A3", Job: "job-1", Step: "flash", Kind: KindIntent, Payload: payload}
 }
 
 func all(t testing.TB, j *Journal) []Entry {
@@ -86,8 +86,14 @@ func TestInit(t *testing.T) {
 		t.Fatalf("mode %v, %v", st.Mode(), err)
 	}
 	names, _ := os.ReadDir(filepath.Dir(path))
-	if len(names) != 1 {
-		t.Errorf("init left files behind: %v", names)
+	modes := map[string]os.FileMode{"journal.db": 0o600, "journal.db.key": 0o600, "journal.db.pub": 0o644, "journal.db.jsonl": 0o600}
+	if len(names) != len(modes) {
+		t.Errorf("init made: %v", names)
+	}
+	for _, n := range names {
+		if st, err := n.Info(); err != nil || modes[n.Name()] != st.Mode() {
+			t.Errorf("%s: mode %v, %v", n.Name(), st.Mode(), err)
+		}
 	}
 	if err := Init(path, Options{Station: "x"}); !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), path) {
 		t.Errorf("init over a journal: %v", err)
