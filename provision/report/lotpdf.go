@@ -182,7 +182,12 @@ func (p *sheetPDF) front() {
 	p.put(pageMargin, 8, textWidth, 5, "L", "Production report")
 	p.SetFont("Helvetica", "B", 20)
 	title := l.name()
-	p.put(pageMargin, 14, textWidth, 10, "L", strings.ToUpper(title[:1])+title[1:])
+	p.put(pageMargin, 14, textWidth, 10, "L", strings.ToUpper(title[:1])+title[1:]) // it begins with a or l
+
+	if l.Counts.Units == 0 && l.Simulated.Units > 0 {
+		p.SetFont("Helvetica", "B", 10)
+		p.put(pageMargin, 8, textWidth, 5, "R", "SIMULATED UNITS ONLY")
+	}
 
 	y := 38.0
 	for _, f := range [][2]string{
