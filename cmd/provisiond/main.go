@@ -38,6 +38,7 @@ type cli struct {
 	Image     imageCmd     `cmd:"" help:"Encrypt, decrypt and describe image files; needs no device."`
 	Journal   journalCmd   `cmd:"" help:"Make, show and verify a journal."`
 	Keystore  keystoreCmd  `cmd:"" help:"Make and describe a local keystore."`
+	Audit     auditCmd     `cmd:"" help:"Certificates, lot reports and reconciliation, for quality assurance."`
 	Version   versionCmd   `cmd:"" help:"Show the version."`
 
 	LogLevel string `help:"What goes to the log: debug, info, warn or error." enum:"debug,info,warn,error" default:"warn"`
