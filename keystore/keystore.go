@@ -75,6 +75,18 @@ type Store interface {
 	Close() error
 }
 
+// Reserver is a Store that can make a key its unit's own before the record is
+// stored. It is optional. Called when the key has been made and before the flash
+// is written, it tells a conflict before work is done for nothing, and leaves
+// one write less to do between the last check and the burn. Create does it by
+// itself otherwise.
+type Reserver interface {
+	// Reserve claims the unit for the key of m, of which Unit, Fingerprint, Job,
+	// Station and Created count. Its errors are those of Create. A reservation
+	// blocks other keys of the unit until it is superseded, and List shows it.
+	Reserve(ctx context.Context, m Meta) error
+}
+
 // Info describes a store.
 type Info struct {
 	Kind      string // local, vault, …

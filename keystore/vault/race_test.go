@@ -287,3 +287,56 @@ func TestManyUnitsManyWorkers(t *testing.T) {
 		t.Errorf("%d units are lost", len(want))
 	}
 }
+
+// TestReserve: a reservation blocks other keys at once, Create then only writes
+// the record, and a reservation that was given up meanwhile is never burned.
+func TestReserve(t *testing.T) {
+	x := newSite(t, vaulttest.New(t), "kv", true)
+	s, other := x.open(t, RoleStation), x.open(t, RoleStation)
+	ctx := t.Context()
+	a, b := keystoretest.NewRecord(t, keystoretest.Simulated(1)), keystoretest.NewRecord(t, keystoretest.Simulated(1))
+	if err := s.Reserve(ctx, a.Meta()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Reserve(ctx, a.Meta()); err != nil {
+		t.Errorf("again: %v", err)
+	}
+	if err := other.Reserve(ctx, b.Meta()); !errors.Is(err, keystore.ErrConflict) {
+		t.Errorf("another key: %v", err)
+	}
+	if _, err := other.Create(ctx, b); !errors.Is(err, keystore.ErrConflict) {
+		t.Errorf("create of another key: %v", err)
+	}
+	var paths []string
+	s.before = func(path string) error { paths = append(paths, path); return nil }
+	created, err := s.Create(ctx, a)
+	if err != nil || len(paths) != 1 || paths[0] != recordPath(a.Unit, a.Fingerprint) {
+		t.Fatalf("%v, %v", paths, err)
+	}
+	if again, err := s.Create(ctx, a); err != nil || again != created {
+		t.Errorf("create again: %+v, %v", again, err)
+	}
+	if err := s.Reserve(ctx, keystoretest.NewRecord(t, chip.MAC{0x24, 0, 0, 0, 0, 1}).Meta()); !errors.Is(err, keystore.ErrTestUnit) {
+		t.Errorf("a real unit: %v", err)
+	}
+
+	c, d := keystoretest.NewRecord(t, keystoretest.Simulated(2)), keystoretest.NewRecord(t, keystoretest.Simulated(2))
+	if err := s.Reserve(ctx, c.Meta()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.AddState(ctx, c.Unit, c.Fingerprint, keystore.State{Kind: keystore.Superseded, Job: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Create(ctx, d); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Create(ctx, c); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.AddState(ctx, c.Unit, c.Fingerprint, keystore.State{Kind: keystore.MayBeInSilicon, Job: c.Job}); !errors.Is(err, keystore.ErrState) {
+		t.Errorf("burn of a key that was given up: %v", err)
+	}
+	if left := live(t, x.open(t, RoleAuditor), c.Unit); len(left) != 1 || left[0].Fingerprint != d.Fingerprint {
+		t.Errorf("left: %+v", left)
+	}
+}

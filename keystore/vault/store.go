@@ -9,6 +9,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,11 +29,17 @@ type Store struct {
 	info   storeJSON
 	closed atomic.Bool
 	now    func() time.Time
+	// reserved has the claims that Reserve made and Create has not used yet:
+	// chip.MAC to keystore.Fingerprint.
+	reserved sync.Map
 	// before, if set, is asked before each write; tests stop a call there.
 	before func(path string) error
 }
 
-var _ keystore.Store = (*Store)(nil)
+var (
+	_ keystore.Store    = (*Store)(nil)
+	_ keystore.Reserver = (*Store)(nil)
+)
 
 // Open logs in and makes sure that the mount holds a keystore.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
@@ -155,9 +162,12 @@ func (s *Store) Create(ctx context.Context, r keystore.Record) (keystore.Receipt
 		return keystore.Receipt{}, err
 	}
 	defer clear(body)
-	if err := s.claim(ctx, r); err != nil {
-		return keystore.Receipt{}, err
+	if fp, ok := s.reserved.Load(r.Unit); !ok || fp != r.Fingerprint {
+		if err := s.claim(ctx, r.Meta()); err != nil {
+			return keystore.Receipt{}, err
+		}
 	}
+	defer s.reserved.Delete(r.Unit)
 	path := recordPath(r.Unit, r.Fingerprint)
 	stored, answer, err := s.put(ctx, path, body, func(ctx context.Context) (bool, error) {
 		_, ok, err := s.c.get(ctx, "subkeys", path)
@@ -187,8 +197,29 @@ func (s *Store) Create(ctx context.Context, r keystore.Record) (keystore.Receipt
 	return s.receipt(r.Unit, r.Fingerprint, v)
 }
 
+// Reserve writes the claim of a key ahead of its record: the first half of
+// Create, for the time while the flash is written. Somebody may supersede it
+// before the record comes; then the record is superseded at birth, and the state
+// that allows the burn is refused.
+func (s *Store) Reserve(ctx context.Context, m keystore.Meta) error {
+	if err := s.check(ctx); err != nil {
+		return err
+	}
+	if err := keystore.CheckUnit(m.Unit, s.info.TestStore); err != nil {
+		return err
+	}
+	if m.Fingerprint.IsZero() || m.Job == "" {
+		return errors.New("keystore/vault: a reservation names fingerprint and job")
+	}
+	if err := s.claim(ctx, m); err != nil {
+		return err
+	}
+	s.reserved.Store(m.Unit, m.Fingerprint)
+	return nil
+}
+
 // claim makes the record's key the unit's current one, or says why it cannot be.
-func (s *Store) claim(ctx context.Context, r keystore.Record) error {
+func (s *Store) claim(ctx context.Context, r keystore.Meta) error {
 	mine := claim{Fingerprint: r.Fingerprint, Job: r.Job, Station: r.Station, Created: r.Created.UTC()}
 	body, err := encode(mine)
 	if err != nil {
