@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -59,12 +60,18 @@ func TestMarshalRecord(t *testing.T) {
 
 // TestMarshalDoesNotGrow: a buffer that grew has left a copy of the key behind.
 func TestMarshalDoesNotGrow(t *testing.T) {
+	// The least of several rounds: pools that are emptied meanwhile, as the race
+	// detector does at random, add allocations that are not the buffer's.
 	count := func(r keystore.Record) float64 {
-		return testing.AllocsPerRun(20, func() {
-			if _, err := keystore.MarshalRecord(r); err != nil {
-				t.Fatal(err)
-			}
-		})
+		least := math.Inf(1)
+		for range 20 {
+			least = min(least, testing.AllocsPerRun(20, func() {
+				if _, err := keystore.MarshalRecord(r); err != nil {
+					t.Fatal(err)
+				}
+			}))
+		}
+		return least
 	}
 	short, long := goldenRecord(t), goldenRecord(t)
 	text := strings.Repeat("\"", 256) // every byte is escaped
