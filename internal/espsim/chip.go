@@ -115,6 +115,9 @@ func New(o Options) (*Chip, error) {
 	if o.Revision == 0 {
 		o.Revision = si.revision
 	}
+	if o.Revision/100 > si.majors {
+		return nil, fmt.Errorf("there is no %s %s: its fuses tell a major revision of up to %d", o.Model.Title, o.Revision, si.majors)
+	}
 	if o.Faults.Seed == 0 {
 		o.Faults.Seed = o.Seed
 	}
@@ -159,7 +162,12 @@ func (c *Chip) manufacture() error {
 	}
 	fields := map[string]uint64{}
 	if c.opt.Factory == nil {
-		maps.Copy(fields, c.si.revisionFields(c.revision))
+		for name, v := range c.si.revisionFields(c.revision) {
+			if !c.fuse.fits(name, v) {
+				return fmt.Errorf("there is no %s %s: field %s has no room for %d", c.model.Title, c.revision, name, v)
+			}
+			fields[name] = v
+		}
 		fields["MAC"] = macValue(c.opt.MAC)
 		if c.si.macCRC != "" {
 			fields[c.si.macCRC] = uint64(crc8(c.opt.MAC[:]))

@@ -28,3 +28,27 @@ func newChip(t testing.TB, o Options) *Chip {
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
+
+// A revision that the fuses cannot tell would become another one without a word.
+func TestRevisionThatFusesCannotTell(t *testing.T) {
+	for _, tc := range []struct {
+		chip string
+		rev  chip.Revision
+		ok   bool
+	}{
+		{"esp32", 303, true},
+		{"esp32", 304, false},
+		{"esp32", 400, false},
+		{"esp32c3", 315, true},
+		{"esp32c3", 16, false},
+		{"esp32c3", 909, false},
+	} {
+		c, err := New(Options{Model: model(t, tc.chip), Revision: tc.rev})
+		if (err == nil) != tc.ok {
+			t.Errorf("%s %v: %v", tc.chip, tc.rev, err)
+		}
+		if err == nil {
+			_ = c.Close()
+		}
+	}
+}

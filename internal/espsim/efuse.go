@@ -477,6 +477,12 @@ func (f *fuses) putField(name string, v uint64) error {
 	return f.put(fd.Block, data)
 }
 
+// fits says whether a field is wide enough for a value.
+func (f *fuses) fits(name string, v uint64) bool {
+	fd, ok := f.tab.Field(name)
+	return ok && v>>len(fd.Bits()) == 0
+}
+
 // data gives the decoded words of a block whatever hides them.
 func (f *fuses) data(block int) []uint32 {
 	g := *f

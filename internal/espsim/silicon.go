@@ -17,6 +17,8 @@ type silicon struct {
 	timing   []chip.RegWrite   // must stand in the eFuse controller at a burn (esp-facts B.4)
 	factory  [][]uint32        // data words of the blocks as they leave the factory, MAC and revision apart
 	macCRC   string            // field for a CRC-8 over the MAC, "" if the chip has none
+	// majors is the highest major revision that the fuses can tell.
+	majors chip.Revision
 	// revisionFields gives the fuses of a silicon revision.
 	revisionFields func(chip.Revision) map[string]uint64
 
@@ -65,6 +67,7 @@ var siliconESP32 = silicon{
 	},
 	factory: [][]uint32{{0, 0, 0, 0x2200, 0xE50, 0, 0}},
 	macCRC:  "MAC_CRC",
+	majors:  3,
 	revisionFields: func(r chip.Revision) map[string]uint64 {
 		f := map[string]uint64{"WAFER_VERSION_MINOR": uint64(r % 100)}
 		if r/100 >= 1 {
@@ -99,6 +102,7 @@ var siliconESP32C3 = silicon{
 		1: {0, 0, 0, 3 << 24, 0, 0},
 		2: {0x6F061900, 0x4C022B83, 0xC8DCBB87, 0x0C15C56F, 1, 0, 0, 0},
 	},
+	majors: 3,
 	revisionFields: func(r chip.Revision) map[string]uint64 {
 		return map[string]uint64{
 			"WAFER_VERSION_MINOR_LO": uint64(r % 100 & 7),
