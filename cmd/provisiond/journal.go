@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/provision"
@@ -15,9 +16,14 @@ import (
 )
 
 type journalCmd struct {
-	Init   journalInitCmd   `cmd:"" help:"Make a new, empty journal."`
-	Show   journalShowCmd   `cmd:"" help:"Show entries, all or of one unit."`
-	Verify journalVerifyCmd `cmd:"" help:"Check every entry and the chain from the first to the last."`
+	Init       journalInitCmd       `cmd:"" help:"Make a new, empty journal and the key that signs it."`
+	Show       journalShowCmd       `cmd:"" help:"Show entries, all or of one unit."`
+	Verify     journalVerifyCmd     `cmd:"" help:"Check every entry, the chain, the tree, the signatures and the order."`
+	Export     journalExportCmd     `cmd:"" help:"Write the canonical lines, for another program to check."`
+	Checkpoint journalCheckpointCmd `cmd:"" help:"Sign a checkpoint of the journal as it is now, and print it."`
+	Backup     journalBackupCmd     `cmd:"" help:"Copy a journal, also one that is in use."`
+	Rebuild    journalRebuildCmd    `cmd:"" help:"Make a lost or damaged journal again from its copy."`
+	Probe      journalProbeCmd      `cmd:"" hidden:"" help:"Look at a journal for another provisiond."`
 }
 
 // journalFile is the journal that a command is about.
@@ -40,7 +46,12 @@ func (f journalFile) name() (string, error) {
 
 type journalInitCmd struct {
 	journalFile
-	Station string `help:"The station's name, which every entry carries." default:"station"`
+	Station    string `help:"The station's name, which every entry carries." default:"station"`
+	SigningKey string `help:"Where the key that signs checkpoints goes. Default: F.key." placeholder:"FILE"`
+	Anchor     string `help:"A folder elsewhere that keeps the signed checkpoints." placeholder:"DIR"`
+	Succeeds   string `help:"The id of the journal that this one continues after its disk was replaced. Needs --anchor." placeholder:"ID"`
+	PublicKey  string `help:"With --succeeds: the public key of that journal." placeholder:"KEY"`
+	JSON       bool   `help:"Answer in JSON."`
 }
 
 func (c *journalInitCmd) Run(a *app) error {
@@ -48,17 +59,57 @@ func (c *journalInitCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	if err := journal.Init(path, journal.Options{Station: c.Station}); err != nil {
+	o := journal.Options{Station: c.Station, KeyFile: c.SigningKey}
+	if c.Anchor != "" {
+		if o.Anchor, err = journal.NewDirAnchor(c.Anchor, c.Station); err != nil {
+			return &usageError{err}
+		}
+	}
+	if o.Succeeds, err = c.predecessor(a, o.Anchor); err != nil {
+		return err
+	}
+	if err := journal.Init(path, o); err != nil {
 		if errors.Is(err, journal.ErrExists) {
 			return &usageError{fmt.Errorf("%w; nothing was changed", err)}
 		}
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-			return &usageError{err} // a wrong path
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, journal.ErrInvalid) {
+			return &usageError{err} // a wrong path or name
 		}
 		return err
 	}
-	_, err = fmt.Fprintf(a.out, "made journal %s for station %s\n", path, c.Station)
+	info, err := journal.Peek(a.ctx, path)
+	if err != nil {
+		return journalFailure(path, err)
+	}
+	if c.JSON {
+		return json.NewEncoder(a.out).Encode(map[string]any{
+			"journal": path, "id": info.ID, "station": info.Station, "public_key": info.PublicKey, "succeeds": c.Succeeds,
+		})
+	}
+	_, err = fmt.Fprintf(a.out, "made journal %s for station %s\nid          %s\npublic key  %s\n", path, c.Station, info.ID, info.PublicKey)
 	return err
+}
+
+// predecessor finds what --succeeds means.
+func (c *journalInitCmd) predecessor(a *app, anchor journal.Anchor) (*journal.Succession, error) {
+	switch {
+	case c.Succeeds == "" && c.PublicKey != "":
+		return nil, usage("--public-key is that of the journal before: add --succeeds")
+	case c.Succeeds == "":
+		return nil, nil
+	case anchor == nil:
+		return nil, usage("--succeeds needs --anchor: the last checkpoint of journal %s is there", c.Succeeds)
+	}
+	cp, err := journal.FindPredecessor(a.ctx, anchor, c.Succeeds)
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	if c.PublicKey != "" {
+		if err := cp.Verify(c.PublicKey); err != nil {
+			return nil, &usageError{err}
+		}
+	}
+	return &journal.Succession{Checkpoint: cp, PublicKey: c.PublicKey}, nil
 }
 
 type journalShowCmd struct {
@@ -136,7 +187,9 @@ func short(b []byte) string {
 
 type journalVerifyCmd struct {
 	journalFile
-	JSON bool `help:"Answer in JSON."`
+	PublicKey string `help:"The public key that the journal must be signed with, or a file that holds it. Without it the journal's own is believed." placeholder:"KEY"`
+	Anchor    string `help:"The folder that keeps the signed checkpoints: the journal must agree with it." placeholder:"DIR"`
+	JSON      bool   `help:"Answer in JSON."`
 }
 
 func (c *journalVerifyCmd) Run(a *app) error {
@@ -149,28 +202,125 @@ func (c *journalVerifyCmd) Run(a *app) error {
 		return err
 	}
 	defer func() { _ = j.Close() }()
-	rep, err := j.Verify(a.ctx, nil)
+	options := []journal.VerifyOption{journal.WholeFile()}
+	if c.PublicKey != "" {
+		key, err := publicKey(c.PublicKey)
+		if err != nil {
+			return err
+		}
+		options = append(options, journal.AgainstKey(key))
+	}
+	if c.Anchor != "" {
+		anchor, err := journal.NewDirAnchor(c.Anchor, j.Info().Station)
+		if err != nil {
+			return &usageError{err}
+		}
+		options = append(options, journal.AgainstAnchor(anchor))
+	}
+	rep, err := j.Verify(a.ctx, nil, options...)
 	if err != nil {
 		return journalFailure(path, err)
 	}
 	if c.JSON {
 		return json.NewEncoder(a.out).Encode(map[string]any{
-			"journal": path, "id": j.Info().ID, "station": j.Info().Station, "entries": rep.Size, "head": rep.Head,
+			"journal": path, "id": j.Info().ID, "station": j.Info().Station, "entries": rep.Size, "head": rep.Head, "root": rep.Root,
 			"first": rep.First, "last": rep.Last, "clock_steps": rep.ClockSteps, "index_wrong": rep.IndexWrong,
+			"checkpoints": rep.Checkpoints, "unsigned": rep.Unsigned, "open_intents": rep.OpenIntents,
+			"public_key": j.Info().PublicKey, "trusted": rep.Trusted, "anchored": rep.Anchored,
 		})
 	}
-	_, err = fmt.Fprintf(a.out, "%s: %d entries, every one as it was written; head %s\n", path, rep.Size, rep.Head)
+	_, _ = fmt.Fprintf(a.out, "%s: %d entries, every one as it was written; head %s\n", path, rep.Size, rep.Head)
+	_, _ = fmt.Fprintf(a.out, "%d checkpoints are good; %d entries behind the last one are not signed yet\n", rep.Checkpoints, rep.Unsigned)
+	if !rep.Trusted {
+		_, _ = fmt.Fprintf(a.errOut, "the public key was taken from the journal itself: name the one you know with --public-key\n")
+	}
+	return nil
+}
+
+// publicKey takes a key, or the name of a file that holds one.
+func publicKey(s string) (string, error) {
+	if b, err := os.ReadFile(s); err == nil {
+		return strings.TrimSpace(string(b)), nil
+	}
+	if strings.Count(s, "+") < 2 {
+		return "", usage("--public-key: %s is neither a key nor a file that can be read", s)
+	}
+	return s, nil
+}
+
+type journalExportCmd struct {
+	journalFile
+	Unit string `help:"Only this unit's entries." placeholder:"MAC"`
+}
+
+func (c *journalExportCmd) Run(a *app) error {
+	return (&journalShowCmd{journalFile: c.journalFile, Unit: c.Unit, JSON: true}).Run(a)
+}
+
+type journalCheckpointCmd struct {
+	journalFile
+	journalKeeping
+}
+
+func (c *journalCheckpointCmd) Run(a *app) error {
+	path, err := c.name()
+	if err != nil {
+		return err
+	}
+	j, err := c.open(a, path)
+	if err != nil {
+		return err
+	}
+	cp, err := j.Checkpoint(a.ctx)
+	if err := errors.Join(err, j.Close()); err != nil {
+		return journalFailure(path, err)
+	}
+	_, err = a.out.Write(cp.Note)
 	return err
 }
 
-// openJournal opens an existing journal. A missing one is no reason to begin an
-// empty history.
-func openJournal(path string) (*journal.Journal, error) {
-	j, err := journal.Open(path)
+type journalBackupCmd struct {
+	Path string `arg:"" help:"The journal file." placeholder:"F"`
+	Dest string `arg:"" help:"The new journal file." placeholder:"DEST"`
+	JSON bool   `help:"Answer in JSON."`
+}
+
+func (c *journalBackupCmd) Run(a *app) error {
+	r, err := journal.Backup(a.ctx, c.Path, c.Dest)
 	if err != nil {
-		return nil, journalFailure(path, err)
+		return writeFailure(c.Path, err)
 	}
-	return j, nil
+	return printRebuilt(a, c.Dest, r, c.JSON)
+}
+
+type journalRebuildCmd struct {
+	journalFile
+	JSON bool `help:"Answer in JSON."`
+}
+
+func (c *journalRebuildCmd) Run(a *app) error {
+	path, err := c.name()
+	if err != nil {
+		return err
+	}
+	r, err := journal.Rebuild(a.ctx, path)
+	if err != nil {
+		return writeFailure(path, err)
+	}
+	return printRebuilt(a, path, r, c.JSON)
+}
+
+func printRebuilt(a *app, path string, r journal.Rebuilt, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(a.out).Encode(map[string]any{
+			"journal": path, "id": r.ID, "entries": r.Entries, "checkpoints": r.Checkpoints, "signed": r.Signed, "torn_bytes": r.Torn,
+		})
+	}
+	_, _ = fmt.Fprintf(a.out, "made %s: %d entries, every one checked; the last checkpoint covers %d\n", path, r.Entries, r.Signed)
+	if r.Torn > 0 {
+		_, _ = fmt.Fprintf(a.errOut, "the copy's last line was never finished; its %d bytes are left out\n", r.Torn)
+	}
+	return nil
 }
 
 // journalFailure is exit code 13, but for a cancel. The journal's own errors tell

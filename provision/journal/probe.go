@@ -27,6 +27,15 @@ func Probe(ctx context.Context, path string) error {
 	return j.closeFiles()
 }
 
+// Peek describes a journal after the same checks, and changes nothing.
+func Peek(ctx context.Context, path string) (Info, error) {
+	j, err := open(path, opening{ctx: ctx, look: true})
+	if err != nil {
+		return Info{}, err
+	}
+	return j.Info(), j.closeFiles()
+}
+
 // ProbeAnswer runs Probe as the child of ProbeWith's: it writes the damage, if
 // there is one, to out. Whatever else Probe says is left to the parent's Open.
 func ProbeAnswer(ctx context.Context, path string, out io.Writer) error {
