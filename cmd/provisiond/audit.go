@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,12 +27,13 @@ type auditCmd struct {
 }
 
 type auditUnitCmd struct {
-	MAC       string `arg:"" optional:"" name:"mac" help:"The unit." placeholder:"MAC"`
-	Journal   string `help:"The journal to make the certificate from." placeholder:"F"`
-	Out       string `help:"Write the certificate into this new file." placeholder:"FILE"`
-	Verify    string `help:"Verify this certificate instead; needs --public-key and nothing else." placeholder:"FILE"`
-	PublicKey string `help:"The public key of the station, NAME+HASH+KEY, or a file that holds it." placeholder:"K"`
-	JSON      bool   `help:"The certificate, or with --verify its statement, on standard output."`
+	MAC        string `arg:"" optional:"" name:"mac" help:"The unit." placeholder:"MAC"`
+	Journal    string `help:"The journal to make the certificate from." placeholder:"F"`
+	SigningKey string `help:"The key that signs checkpoints, if it is not beside the journal." placeholder:"FILE"`
+	Out        string `help:"Write the certificate into this new file." placeholder:"FILE"`
+	Verify     string `help:"Verify this certificate instead; needs --public-key and nothing else." placeholder:"FILE"`
+	PublicKey  string `help:"The public key of the station, NAME+HASH+KEY, or a file that holds it." placeholder:"K"`
+	JSON       bool   `help:"The certificate, or with --verify its statement, on standard output."`
 }
 
 func (c *auditUnitCmd) Run(a *app) error {
@@ -52,7 +54,7 @@ func (c *auditUnitCmd) Run(a *app) error {
 		return err
 	}
 	defer func() { _ = j.Close() }() // nothing was appended
-	cert, err := newCertificate(a, j, c.Journal, mac)
+	cert, err := c.certificate(a, j, mac)
 	if err != nil {
 		return err
 	}
@@ -76,16 +78,27 @@ func (c *auditUnitCmd) Run(a *app) error {
 	return nil
 }
 
-// newCertificate signs with the key of the journal's checkpoints.
-func newCertificate(a *app, j *journal.Journal, path string, mac chip.MAC) ([]byte, error) {
-	signer, err := journal.LoadKey(journal.KeyPath(path))
+// certificate signs with the key of the journal's checkpoints.
+func (c *auditUnitCmd) certificate(a *app, j *journal.Journal, mac chip.MAC) ([]byte, error) {
+	path, keyFile := c.Journal, c.SigningKey
+	if keyFile == "" {
+		keyFile = journal.KeyPath(path)
+	}
+	signer, err := journal.LoadKey(keyFile)
 	if err != nil {
 		return nil, &provision.Failure{
 			Cause: provision.CauseJournal, Reason: "the certificate cannot be signed: the journal's key is not at hand",
-			NextStep: "run this on the station, where " + journal.KeyPath(path) + " is", Err: err,
+			NextStep: "run this on the station, where " + keyFile + " is, or name the file with --signing-key", Err: err,
 		}
 	}
-	checkpoint, err := j.Checkpoint(a.ctx)
+	if signer.PublicKey() != j.Info().PublicKey {
+		return nil, usage("--signing-key: %s is not the key of %s", keyFile, path)
+	}
+	newest := j.Checkpoint // signs one if there is something new
+	if !j.Info().CanSign {
+		newest = func(context.Context) (journal.Checkpoint, error) { return j.LastCheckpoint() }
+	}
+	checkpoint, err := newest(a.ctx)
 	if err != nil {
 		return nil, journalFailure(path, err)
 	}

@@ -223,14 +223,14 @@ func NewCertificate(ctx context.Context, log Log, mac chip.MAC, signer Signer) (
 		return nil, err
 	}
 	for _, e := range entries {
-		if int64(e.Index) >= tree.N { //nolint:gosec // at most 2^53
+		if int64(e.Index) >= tree.N {
 			return nil, fmt.Errorf("report: entry %d is newer than the checkpoint of %d entries: make a checkpoint first", e.Index, tree.N)
 		}
 		line, err := e.Canonical()
 		if err != nil {
 			return nil, err
 		}
-		hashes, err := log.Prove(e.Index, uint64(tree.N)) //nolint:gosec // not negative
+		hashes, err := log.Prove(e.Index, uint64(tree.N))
 		if err != nil {
 			return nil, err
 		}
@@ -388,7 +388,7 @@ func (ev Evidence) check(tree tlog.Tree) (journal.Entry, error) {
 	if err != nil {
 		return e, err
 	}
-	if int64(e.Index) >= tree.N { //nolint:gosec // at most 2^53
+	if int64(e.Index) >= tree.N {
 		return e, fmt.Errorf("entry %d is not among the checkpoint's %d", e.Index, tree.N)
 	}
 	proof := make(tlog.RecordProof, len(ev.Proof))
@@ -399,7 +399,7 @@ func (ev Evidence) check(tree tlog.Tree) (journal.Entry, error) {
 		}
 		copy(proof[i][:], raw)
 	}
-	if err := tlog.CheckRecord(proof, tree.N, tree.Hash, int64(e.Index), tlog.Hash(journal.HashLine(ev.Entry))); err != nil { //nolint:gosec // at most 2^53
+	if err := tlog.CheckRecord(proof, tree.N, tree.Hash, int64(e.Index), tlog.Hash(journal.HashLine(ev.Entry))); err != nil {
 		return e, fmt.Errorf("entry %d is not in the journal that the checkpoint is of", e.Index)
 	}
 	return e, nil

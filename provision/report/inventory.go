@@ -169,7 +169,7 @@ func parseUnitLine(in *canon.Reader) (u UnitLine, err error) {
 	in.Field(false, "job")
 	u.Job = in.String("job")
 	in.Field(false, "passes")
-	u.Passes = int(in.Uint("passes", 1<<16-1)) //nolint:gosec // below 2^16
+	u.Passes = int(in.Uint("passes", 1<<16-1))
 	source(in, "journal")
 	in.Field(false, "station")
 	u.Station = in.String("station")

@@ -641,8 +641,16 @@ func (p *sheetPDF) units() {
 		})
 	}
 	p.table([]column{
-		{"unit", 27, "L"}, {"serial", 20, "L"}, {"state", 26, "L"}, {"tries", 8, "R"}, {"chip", 20, "L"},
-		{"key fingerprint", 22, "L"}, {"ended (UTC)", 25, "L"}, {"s", 10, "R"}, {"slot", 9, "L"}, {"entry", 13, "R"},
+		{"unit", 27, "L"},
+		{"serial", 20, "L"},
+		{"state", 26, "L"},
+		{"tries", 8, "R"},
+		{"chip", 20, "L"},
+		{"key fingerprint", 22, "L"},
+		{"ended (UTC)", 25, "L"},
+		{"s", 10, "R"},
+		{"slot", 9, "L"},
+		{"entry", 13, "R"},
 	}, -1, rows, func(row, col int) rgb {
 		if col == 2 {
 			return stateInk[p.lot.Units[row].State]

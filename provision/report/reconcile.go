@@ -135,7 +135,7 @@ func (r *Reconciler) AddKey(l KeyLine) error {
 	}
 	r.keys.add(keyRow{
 		unit: l.Unit, station: st, fp: l.Fingerprint, created: l.Created.UnixNano(), newest: l.Newest.UnixNano(),
-		state: uint8(max(0, slices.Index(stateKinds, l.State))), //nolint:gosec // below 6
+		state: uint8(max(0, slices.Index(stateKinds, l.State))),
 	})
 	return nil
 }
@@ -147,8 +147,8 @@ func (r *Reconciler) AddUnit(l UnitLine) error {
 		return err
 	}
 	row := unitRow{
-		unit: l.Unit, station: st, fp: l.Fingerprint, entry: l.Entry, passes: uint16(l.Passes), journal: r.journal, //nolint:gosec // the parser's limit
-		verdict: uint8(max(0, slices.Index(verdicts, provision.Verdict(l.Verdict)))), //nolint:gosec // below 6
+		unit: l.Unit, station: st, fp: l.Fingerprint, entry: l.Entry, passes: uint16(l.Passes), journal: r.journal,
+		verdict: uint8(max(0, slices.Index(verdicts, provision.Verdict(l.Verdict)))),
 	}
 	if !l.Burned.IsZero() {
 		row.burned = l.Burned.UnixNano()
@@ -180,7 +180,7 @@ func (r *Reconciler) stationNumber(name string) (uint16, error) {
 		if len(r.stations) > 1<<16-1 {
 			return 0, errors.New("more than 65536 stations")
 		}
-		n = uint16(len(r.stations)) //nolint:gosec // checked above
+		n = uint16(len(r.stations))
 		r.stations, r.station[name] = append(r.stations, name), n
 	}
 	return n, nil

@@ -80,81 +80,90 @@ func newStation(t testing.TB, name string) *book {
 	return b
 }
 
+// world is a site with two stations.
+type world struct {
+	*site
+	a, b *book
+}
+
 func TestReconcile(t *testing.T) {
 	quarantined := run{verdict: provision.Quarantined, cause: provision.CauseQuarantined, reason: "x", stop: "burn-key"}
 	aborted := run{verdict: provision.Aborted, cause: provision.CauseCancelled, reason: "x", stop: "custody"}
 	for name, c := range map[string]struct {
-		do   func(s *site, a, b *book)
+		do   func(w *world)
 		want map[FindingKind]int
 		text string
 	}{
-		"good":         {func(s *site, a, b *book) {}, nil, ""},
-		"never burned": {func(s *site, a, b *book) { r := aborted; r.mac = mac(9); a.run(r) }, nil, ""},
-		"stored only": {func(s *site, a, b *book) {
-			at := a.now
+		"good":         {func(*world) {}, nil, ""},
+		"never burned": {func(w *world) { r := aborted; r.mac = mac(9); w.a.run(r) }, nil, ""},
+		"stored only": {func(w *world) {
+			at := w.a.now
 			r := aborted
 			r.mac = mac(9)
-			a.run(r)
-			s.record(a, mac(9), 0, keystore.Stored, at)
+			w.a.run(r)
+			w.record(w.a, mac(9), 0, keystore.Stored, at)
 		}, nil, ""},
-		"quarantined": {func(s *site, a, b *book) {
-			at := a.now
+		"quarantined": {func(w *world) {
+			at := w.a.now
 			r := quarantined
 			r.mac = mac(9)
-			a.run(r)
-			s.record(a, mac(9), 0, keystore.Quarantined, at)
+			w.a.run(r)
+			w.record(w.a, mac(9), 0, keystore.Quarantined, at)
 		}, nil, ""},
-		"refused again": {func(s *site, a, b *book) {
-			b.run(run{mac: mac(1), verdict: provision.Fail, cause: provision.CauseRefused, stop: "plan", reason: "finished"})
+		"refused again": {func(w *world) {
+			w.b.run(run{mac: mac(1), verdict: provision.Fail, cause: provision.CauseRefused, stop: "plan", reason: "finished"})
 		}, nil, ""},
-		"another key after the first did not burn": {func(s *site, a, b *book) {
-			at := a.now
-			a.run(run{mac: mac(9), verdict: provision.Error, cause: provision.CauseStation, reason: "x", stop: "burn-key"})
-			s.record(a, mac(9), 0, keystore.Superseded, at)
-			at = a.now
-			a.run(run{mac: mac(9), verdict: provision.Pass, key: 1})
-			s.record(a, mac(9), 1, keystore.InSilicon, at)
+		"another key after the first did not burn": {func(w *world) {
+			at := w.a.now
+			w.a.run(run{mac: mac(9), verdict: provision.Error, cause: provision.CauseStation, reason: "x", stop: "burn-key"})
+			w.record(w.a, mac(9), 0, keystore.Superseded, at)
+			at = w.a.now
+			w.a.run(run{mac: mac(9), verdict: provision.Pass, key: 1})
+			w.record(w.a, mac(9), 1, keystore.InSilicon, at)
 		}, nil, ""},
-		"rework": {func(s *site, a, b *book) {
-			a.add("A1", mac(1), "", StepRework, journal.KindOperator, map[string]any{"operator": "grace", "reason": "new firmware"})
-			a.run(run{mac: mac(1), verdict: provision.Pass})
+		"rework": {func(w *world) {
+			w.a.add("A1", mac(1), "", StepRework, journal.KindOperator, map[string]any{"operator": "grace", "reason": "new firmware"})
+			w.a.run(run{mac: mac(1), verdict: provision.Pass})
 		}, nil, ""},
 
-		"no record":          {func(s *site, a, b *book) { s.keys = s.keys[1:] }, map[FindingKind]int{UnitWithoutRecord: 1}, "no record of it"},
-		"no unit":            {func(s *site, a, b *book) { s.record(a, mac(9), 0, keystore.InSilicon, a.now.Add(-time.Minute)) }, map[FindingKind]int{RecordWithoutUnit: 1}, "no journal knows"},
-		"no journal":         {func(s *site, a, b *book) { s.record(&book{station: "line-9"}, mac(9), 0, keystore.Stored, a.now) }, map[FindingKind]int{RecordWithoutUnit: 1}, "journal of station line-9 is not among"},
-		"superseded unit":    {func(s *site, a, b *book) { s.record(a, mac(9), 0, keystore.Superseded, a.now.Add(-time.Minute)) }, nil, ""},
-		"shared fingerprint": {func(s *site, a, b *book) { s.keys[1].Fingerprint = s.keys[0].Fingerprint }, map[FindingKind]int{SharedFingerprint: 1, FingerprintDiffers: 1}, "have the same key"},
-		"other fingerprint":  {func(s *site, a, b *book) { s.keys[0].Fingerprint[5] ^= 1 }, map[FindingKind]int{FingerprintDiffers: 1}, "has another one"},
-		"late record":        {func(s *site, a, b *book) { s.keys[0].Created = s.keys[0].Created.Add(4 * time.Second) }, map[FindingKind]int{RecordAfterBurn: 1}, "after the burn"},
-		"passed twice":       {func(s *site, a, b *book) { a.run(run{mac: mac(1), verdict: provision.Pass}) }, map[FindingKind]int{ProvisionedTwice: 1}, "2 times"},
-		"on two stations":    {func(s *site, a, b *book) { b.run(run{mac: mac(1), verdict: provision.Pass}) }, map[FindingKind]int{ProvisionedTwice: 1}, "2 times"},
-		"two records": {func(s *site, a, b *book) {
-			s.record(a, mac(1), 1, keystore.Stored, a.now.Add(-time.Minute))
+		"no record":          {func(w *world) { w.keys = w.keys[1:] }, map[FindingKind]int{UnitWithoutRecord: 1}, "no record of it"},
+		"no unit":            {func(w *world) { w.record(w.a, mac(9), 0, keystore.InSilicon, w.a.now.Add(-time.Minute)) }, map[FindingKind]int{RecordWithoutUnit: 1}, "no journal knows"},
+		"no journal":         {func(w *world) { w.record(&book{station: "line-9"}, mac(9), 0, keystore.Stored, w.a.now) }, map[FindingKind]int{RecordWithoutUnit: 1}, "journal of station line-9 is not among"},
+		"superseded unit":    {func(w *world) { w.record(w.a, mac(9), 0, keystore.Superseded, w.a.now.Add(-time.Minute)) }, nil, ""},
+		"shared fingerprint": {func(w *world) { w.keys[1].Fingerprint = w.keys[0].Fingerprint }, map[FindingKind]int{SharedFingerprint: 1, FingerprintDiffers: 1}, "have the same key"},
+		"other fingerprint":  {func(w *world) { w.keys[0].Fingerprint[5] ^= 1 }, map[FindingKind]int{FingerprintDiffers: 1}, "has another one"},
+		"late record":        {func(w *world) { w.keys[0].Created = w.keys[0].Created.Add(4 * time.Second) }, map[FindingKind]int{RecordAfterBurn: 1}, "after the burn"},
+		"passed twice":       {func(w *world) { w.a.run(run{mac: mac(1), verdict: provision.Pass}) }, map[FindingKind]int{ProvisionedTwice: 1}, "2 times"},
+		"on two stations":    {func(w *world) { w.b.run(run{mac: mac(1), verdict: provision.Pass}) }, map[FindingKind]int{ProvisionedTwice: 1}, "2 times"},
+		"two records": {func(w *world) {
+			w.record(w.a, mac(1), 1, keystore.Stored, w.a.now.Add(-time.Minute))
 		}, map[FindingKind]int{ProvisionedTwice: 1}, "2 records"},
-		"cut in the burn": {func(s *site, a, b *book) {
-			at := a.now
-			a.run(run{mac: mac(9), stop: "burn-key"})
-			s.record(a, mac(9), 0, keystore.MayBeInSilicon, at)
+		"cut in the burn": {func(w *world) {
+			at := w.a.now
+			w.a.run(run{mac: mac(9), stop: "burn-key"})
+			w.record(w.a, mac(9), 0, keystore.MayBeInSilicon, at)
 		}, map[FindingKind]int{JournalCut: 1}, "no verdict after it"},
-		"cut before the burn": {func(s *site, a, b *book) {
-			at := a.now
-			a.run(run{mac: mac(9), stop: "custody"})
-			s.record(a, mac(9), 0, keystore.InSilicon, at)
+		"cut before the burn": {func(w *world) {
+			at := w.a.now
+			w.a.run(run{mac: mac(9), stop: "custody"})
+			w.record(w.a, mac(9), 0, keystore.InSilicon, at)
 		}, map[FindingKind]int{JournalCut: 1}, "does not tell of a burn"},
-		"cut tail": {func(s *site, a, b *book) { s.record(a, mac(9), 0, keystore.InSilicon, a.now.Add(time.Minute)) },
-			map[FindingKind]int{JournalCut: 1, RecordWithoutUnit: 1}, "ends at"},
-		"states after the end":     {func(s *site, a, b *book) { s.keys[0].Newest = a.now.Add(time.Hour) }, map[FindingKind]int{JournalCut: 1}, "ends at"},
-		"clock of the store ahead": {func(s *site, a, b *book) { s.keys[0].Newest = a.now.Add(time.Minute) }, nil, ""},
-		"record never in silicon":  {func(s *site, a, b *book) { s.keys[0].State = keystore.Stored }, map[FindingKind]int{RecordState: 1}, "says stored"},
-		"record superseded":        {func(s *site, a, b *book) { s.keys[0].State = keystore.Superseded }, map[FindingKind]int{RecordState: 1}, "says superseded"},
+		"cut tail": {
+			func(w *world) { w.record(w.a, mac(9), 0, keystore.InSilicon, w.a.now.Add(time.Minute)) },
+			map[FindingKind]int{JournalCut: 1, RecordWithoutUnit: 1},
+			"ends at",
+		},
+		"states after the end":     {func(w *world) { w.keys[0].Newest = w.a.now.Add(time.Hour) }, map[FindingKind]int{JournalCut: 1}, "ends at"},
+		"clock of the store ahead": {func(w *world) { w.keys[0].Newest = w.a.now.Add(time.Minute) }, nil, ""},
+		"record never in silicon":  {func(w *world) { w.keys[0].State = keystore.Stored }, map[FindingKind]int{RecordState: 1}, "says stored"},
+		"record superseded":        {func(w *world) { w.keys[0].State = keystore.Superseded }, map[FindingKind]int{RecordState: 1}, "says superseded"},
 	} {
 		a, b := newStation(t, "line-1"), newStation(t, "line-2")
 		s := &site{books: []*book{a, b}}
 		s.good(a, mac(1))
 		s.good(a, mac(2))
 		s.good(b, mac(3))
-		c.do(s, a, b)
+		c.do(&world{s, a, b})
 		got := s.reconcile(t)
 		if c.want == nil {
 			c.want = map[FindingKind]int{}
@@ -205,7 +214,8 @@ func FuzzParseLine(f *testing.F) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	for _, l := range []interface{ Append([]byte) []byte }{
 		KeyLine{Unit: mac(1), State: keystore.InSilicon, Created: at, Newest: at, Station: "a\"b", Job: "ü"},
-		UnitLine{Unit: mac(2), Burned: at, Entry: 7, Passes: 1, Station: "x", Verdict: "PASS"}, UnitLine{Unit: mac(2)},
+		UnitLine{Unit: mac(2), Burned: at, Entry: 7, Passes: 1, Station: "x", Verdict: "PASS"},
+		UnitLine{Unit: mac(2)},
 		HeadLine{Journal: "00", Station: "x", Entries: 3, Last: at},
 	} {
 		f.Add(bytes.TrimSuffix(l.Append(nil), []byte("\n")))
