@@ -253,7 +253,7 @@ func (c *auditLotCmd) Run(a *app) error {
 	for _, j := range js {
 		all = append(all, j.Entries(0, journal.All))
 	}
-	p, err := qa.Project(all...)
+	p, err := qa.ProjectLot(all...)
 	if err != nil {
 		return journalFailure(c.Journal[0], err)
 	}

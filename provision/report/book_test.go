@@ -201,7 +201,7 @@ func (b *book) run(r run) {
 	b.now = b.now.Add(3 * time.Second)
 }
 
-func project(t testing.TB, books ...*book) *Projection {
+func projectAll(t testing.TB, books ...*book) *Projection {
 	t.Helper()
 	var all []Entries
 	for _, b := range books {

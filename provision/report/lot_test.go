@@ -74,7 +74,7 @@ func sampleLot(t testing.TB) *book {
 }
 
 func TestLot(t *testing.T) {
-	l := NewLot(project(t, sampleLot(t)), LotOptions{Lot: "L-2026-47", Ordered: 160})
+	l := NewLot(projectAll(t, sampleLot(t)), LotOptions{Lot: "L-2026-47", Ordered: 160})
 	want := Counts{Units: 157, Pass: 151, Fail: 2, Error: 0, Aborted: 1, Quarantined: 1, Refused: 1, Open: 1, Reworked: 3, FirstPass: 148}
 	if d := cmp.Diff(want, l.Counts); d != "" {
 		t.Error(d)
@@ -110,8 +110,20 @@ func TestLot(t *testing.T) {
 	if n != 151 || len(l.Cycle.Histogram) > 21 || l.Cycle.P50MS > l.Cycle.P95MS || l.Cycle.MinMS < 38000 {
 		t.Errorf("%+v", l.Cycle)
 	}
-	if other := NewLot(project(t, sampleLot(t)), LotOptions{Lot: "other"}); other.Counts.Units != 1 || other.Counts.Pass != 1 {
+	if other := NewLot(projectAll(t, sampleLot(t)), LotOptions{Lot: "other"}); other.Counts.Units != 1 || other.Counts.Pass != 1 {
 		t.Errorf("%+v", other.Counts)
+	}
+}
+
+// TestProjectLot: the small projection gives the same report.
+func TestProjectLot(t *testing.T) {
+	b := sampleLot(t)
+	small, err := ProjectLot(b.all())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(NewLot(projectAll(t, b), LotOptions{}), NewLot(small, LotOptions{}), cmp.AllowUnexported(Lot{})); d != "" {
+		t.Error(d)
 	}
 }
 
@@ -148,7 +160,7 @@ func TestSameBytes(t *testing.T) {
 	for name, format := range formats {
 		var first []byte
 		for i := range 3 {
-			b, err := format(NewLot(project(t, sampleLot(t)), LotOptions{Lot: "L-2026-47", Ordered: 160}))
+			b, err := format(NewLot(projectAll(t, sampleLot(t)), LotOptions{Lot: "L-2026-47", Ordered: 160}))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -172,7 +184,7 @@ func TestSameBytes(t *testing.T) {
 
 // TestEmpty: a report of nothing is a report.
 func TestEmpty(t *testing.T) {
-	p := project(t, newBook(t, "line-2"))
+	p := projectAll(t, newBook(t, "line-2"))
 	for name, format := range formats {
 		if b, err := format(NewLot(p, LotOptions{})); err != nil || len(b) == 0 {
 			t.Errorf("%s: %v", name, err)
@@ -193,7 +205,7 @@ func TestFormulas(t *testing.T) {
 	b := newBook(t, "line-2")
 	evil := `=cmd|' /C calc'!A0`
 	b.run(run{mac: mac(1), serial: evil, operator: "+ada", lot: "@lot", verdict: provision.Fail, cause: provision.CauseUnit, stop: "boot-check", reason: "-2+3"})
-	l := NewLot(project(t, b), LotOptions{})
+	l := NewLot(projectAll(t, b), LotOptions{})
 	text, err := l.CSV()
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +260,7 @@ func TestFormulas(t *testing.T) {
 
 // TestSheets: what the workbook and the JSON say is what was counted.
 func TestSheets(t *testing.T) {
-	l := NewLot(project(t, sampleLot(t)), LotOptions{Lot: "L-2026-47"})
+	l := NewLot(projectAll(t, sampleLot(t)), LotOptions{Lot: "L-2026-47"})
 	b, err := l.XLSX()
 	if err != nil {
 		t.Fatal(err)

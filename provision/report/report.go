@@ -123,6 +123,21 @@ func (p *Projection) Unit(mac chip.MAC) *Unit {
 // Project reads journals, one per station. Units are in the order in which they
 // were first seen.
 func Project(journals ...Entries) (*Projection, error) {
+	return project(journals, func(*Attempt) {})
+}
+
+// ProjectLot is Project without what a lot report does not need: it keeps no
+// eFuses, images, boot texts and indexes between an attempt's first and last. So
+// a unit takes about a kilobyte.
+func ProjectLot(journals ...Entries) (*Projection, error) {
+	return project(journals, func(a *Attempt) {
+		a.Before, a.After, a.BeforeErrors, a.AfterErrors, a.Images, a.Closing = nil, nil, nil, nil, nil, nil
+		a.BootText, a.KeyRef = "", ""
+		a.Entries = []uint64{a.Entries[0], a.Entries[len(a.Entries)-1]}
+	})
+}
+
+func project(journals []Entries, slim func(*Attempt)) (*Projection, error) {
 	p := &Projection{}
 	units := map[chip.MAC]*Unit{}
 	unit := func(mac chip.MAC) *Unit {
@@ -135,6 +150,7 @@ func Project(journals ...Entries) (*Projection, error) {
 		return u
 	}
 	take := func(a *Attempt) {
+		slim(a)
 		if a.MAC == (chip.MAC{}) {
 			p.Unknown = append(p.Unknown, a)
 			return
