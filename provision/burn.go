@@ -34,7 +34,9 @@ func (u *unit) burn(ctx context.Context) error {
 		u.burning = true
 		saw, err := u.burnUntilKnown(ctx)
 		if err == nil && isKey {
-			err = u.keyState(ctx, keystore.InSilicon, "read back")
+			if terr := u.tellStore(ctx, "read back"); terr != nil {
+				saw["keystore"] = terr.Error()
+			}
 		}
 		return saw, err
 	})

@@ -97,6 +97,7 @@ const (
 	burnTries       = 3                // of a stage whose outcome had to be looked up
 	rewriteTries    = 3                // of a region whose MD5 differs
 	md5Tries        = 3                // of a reading that differs
+	storePatience   = 10 * time.Second // for a store that is told of what is burned already
 	closedTextLimit = 2 * time.Second  // for the ROM to say that the download mode is disabled
 )
 
@@ -122,6 +123,7 @@ type unit struct {
 	key     keystore.Key
 	fp      keystore.Fingerprint
 	custody bool // confirmed in this run or an earlier one of the same job
+	untold  bool // the store does not know that the key is in silicon
 	burning bool // a one-way act was begun, in this run or an earlier one
 	step    int
 	steps   int
@@ -222,6 +224,7 @@ func (u *unit) burnAll(ctx context.Context) error {
 
 // finish writes the verdict, also when the run was cancelled.
 func (u *unit) finish(ctx context.Context, err error) {
+	u.settleStore(ctx)
 	u.res.ElapsedMS = time.Since(u.start).Milliseconds()
 	if err == nil {
 		u.res.Verdict, u.res.Reason = Pass, ""
@@ -235,6 +238,9 @@ func (u *unit) finish(ctx context.Context, err error) {
 	body := map[string]any{
 		"verdict": u.res.Verdict, "cause": u.res.Cause, "reason": u.res.Reason, "next_step": u.res.NextStep,
 		"one_way_begun": u.burning, "elapsed_ms": u.res.ElapsedMS,
+	}
+	if len(u.res.Warnings) > 0 {
+		body["warnings"] = u.res.Warnings
 	}
 	if u.res.Closing != nil {
 		body["closing"] = u.res.Closing

@@ -47,6 +47,7 @@ type Result struct {
 	Steps          []StepResult       `json:"steps"`
 	BytesWritten   int64              `json:"bytes_written"`
 	ElapsedMS      int64              `json:"elapsed_ms"`
+	Warnings       []string           `json:"warnings,omitempty"` // what does not change the verdict and somebody should know
 }
 
 // Closing is the positive evidence that the last fuse works.

@@ -288,7 +288,8 @@ func (u *unit) recogniseKey(ctx context.Context, m keystore.Meta) error {
 		if same || hidden {
 			u.past.keyBurned = true
 			u.res.KeyRef, u.res.KeyFingerprint = receipt.Ref, m.Fingerprint.String()
-			return u.keyState(ctx, keystore.InSilicon, "recognised")
+			_ = u.tellStore(ctx, "recognised") // settleStore tries again
+			return nil
 		}
 	}
 	blank, err := u.burnedNothing()
@@ -494,6 +495,30 @@ func (u *unit) proveOpen(ctx context.Context) error {
 		}
 		return observed{"efuse": u.now.Words()}, nil
 	})
+}
+
+// tellStore tells the store that the key is in silicon. From the burn on the unit
+// needs the store no more, so an outage of it must not keep the unit from being
+// finished: what the store did not take is told again at the end, and until then
+// it says that the key may be in silicon, which is true.
+func (u *unit) tellStore(ctx context.Context, note string) error {
+	limited, cancel := context.WithTimeout(ctx, storePatience)
+	defer cancel()
+	err := u.keyState(limited, keystore.InSilicon, note)
+	u.untold = err != nil
+	return err
+}
+
+// settleStore tells the store what it did not take before.
+func (u *unit) settleStore(ctx context.Context) {
+	if !u.untold {
+		return
+	}
+	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*storePatience)
+	defer cancel()
+	if err := u.tellStore(own, "told late"); err != nil {
+		u.res.Warnings = append(u.res.Warnings, "the keystore does not know yet that the key is in silicon: "+err.Error())
+	}
 }
 
 func (u *unit) keyState(ctx context.Context, kind keystore.StateKind, note string) error {
