@@ -47,7 +47,11 @@ func (d deviceFlags) openWith(a *app, resetter func(*app, port.Port) (rom.Resett
 	}
 	p, err := port.Open(a.ctx, d.Port, port.Options{})
 	if err != nil {
-		return nil, &provision.Failure{Cause: provision.CauseStation, Reason: "the port cannot be opened", Err: err}
+		next := "check cable and power of the adapter, and the port's name"
+		if errors.Is(err, port.ErrBusy) {
+			next = "close the program that has the port, or name another port"
+		}
+		return nil, &provision.Failure{Cause: provision.CauseStation, Reason: "the port cannot be opened", NextStep: next, Err: err}
 	}
 	out := &device{close: func() { _ = p.Close() }}
 	reset, err := resetter(a, p)

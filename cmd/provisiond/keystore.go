@@ -142,7 +142,7 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 		}
 		metas, err := s.List(a.ctx, mac)
 		if err != nil {
-			return err
+			return &provision.Failure{Cause: provision.CauseKeystore, Reason: fmt.Sprintf("the records of unit %s cannot be listed", mac), Err: err}
 		}
 		for _, m := range metas {
 			if c.Identity != "" {
@@ -200,6 +200,10 @@ func openKeystoreWith(ctx context.Context, path, identity string) (keystore.Stor
 		f.NextStep = "check the path, or make one with `provisiond keystore init " + path + "`"
 	case errors.Is(err, local.ErrIdentity), errors.Is(err, local.ErrMode):
 		return nil, &usageError{err}
+	case errors.Is(err, local.ErrLocked):
+		f.NextStep = "wait for the other provisiond to end, or stop it"
+	case errors.Is(err, keystore.ErrDamaged):
+		f.NextStep = "restore the keystore from a backup"
 	case serr == nil && st.IsDir():
 		f.Reason, f.Err = path+" is a folder and not a keystore", nil
 		f.NextStep = "name the keystore file in it, or make one with `provisiond keystore init " + filepath.Join(path, "keystore.db") + "`"

@@ -207,7 +207,7 @@ func exitCode(err error) int {
 		return provision.ExitRefused
 	case errors.As(err, &u), errors.As(err, &re), errors.As(err, &rs):
 		return provision.ExitUsage
-	case errors.Is(err, keystore.ErrUnavailable):
+	case errors.Is(err, keystore.ErrUnavailable), errors.Is(err, keystore.ErrDamaged):
 		return provision.ExitKeystore
 	}
 	return provision.ExitError

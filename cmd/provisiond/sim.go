@@ -45,8 +45,14 @@ func (c *simCmd) Run(a *app) error {
 	if c.Chip == "" || c.State == "" {
 		return usage("--chip and --state are needed")
 	}
-	if c.Pty == "" && c.Listen == "" && c.RFC2217 == "" {
-		return usage("name at least one of --pty, --listen and --rfc2217")
+	lines := 0
+	for _, name := range []string{c.Pty, c.Listen, c.RFC2217} {
+		if name != "" {
+			lines++
+		}
+	}
+	if lines != 1 { // a board has one serial adapter: two would take the bytes from each other
+		return usage("name one of --pty, --listen and --rfc2217")
 	}
 	board, err := c.board()
 	if err != nil {
