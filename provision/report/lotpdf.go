@@ -99,6 +99,18 @@ func (p *sheetPDF) cut(s string, w float64) string {
 	return t + dots
 }
 
+// ending cuts the beginning of a text that is too long: numbers count up at the end.
+func (p *sheetPDF) ending(s string, w float64) string {
+	r := []rune(s)
+	if p.GetStringWidth(p.tr(s)) <= w {
+		return s
+	}
+	for len(r) > 0 && p.GetStringWidth(p.tr("…"+string(r))) > w {
+		r = r[1:]
+	}
+	return "…" + string(r)
+}
+
 // wrap breaks a text into lines for a width.
 func (p *sheetPDF) wrap(s string, w float64) []string {
 	var out []string
@@ -389,9 +401,11 @@ func (p *sheetPDF) yieldPlot(x, y, w, h float64) {
 		p.ink(inkGrey)
 		p.put(x, at-2, 10, 4, "R", fmt.Sprintf("%.1f %%", v*100))
 	}
-	curve := func(values []float64, c rgb) {
+	curve := func(values []float64, c rgb, dashes []float64) {
 		p.pen(c)
 		p.SetLineWidth(0.5)
+		p.SetDashPattern(dashes, 0)
+		defer p.SetDashPattern(nil, 0)
 		const most = 300
 		step := max(1, (len(values)+most-1)/most)
 		at := func(i int) (float64, float64) {
@@ -415,8 +429,8 @@ func (p *sheetPDF) yieldPlot(x, y, w, h float64) {
 			}
 		}
 	}
-	curve(first, stateInk[State(provision.Error)])
-	curve(final, stateInk[State(provision.Pass)])
+	curve(final, stateInk[State(provision.Pass)], nil)
+	curve(first, stateInk[State(provision.Error)], []float64{0.8, 0.8}) // on top, and both show where they are one
 	p.ink(inkGrey)
 	p.put(ix, iy+ih+1, 20, 4, "L", "1")
 	p.put(ix+iw-30, iy+ih+1, 30, 4, "R", fmt.Sprintf("%d units", n))
@@ -500,6 +514,7 @@ type column struct {
 	title string
 	width float64
 	align string
+	end   bool // of a text that is too long, show its end
 }
 
 // table draws rows; the texts of wrapped columns are broken into lines, the
@@ -551,7 +566,11 @@ func (p *sheetPDF) table(columns []column, wrapped int, rows [][]string, ink fun
 			if i == wrapped {
 				p.lines(x+1, y+0.7, c.width-2, lineHeight, lines)
 			} else {
-				p.put(x+1, y+0.7, c.width-2, lineHeight, c.align, row[i])
+				text := row[i]
+				if c.end {
+					text = p.ending(text, c.width-2)
+				}
+				p.put(x+1, y+0.7, c.width-2, lineHeight, c.align, text)
 			}
 			x += c.width
 		}
@@ -571,7 +590,7 @@ func (p *sheetPDF) reasons() {
 	for _, r := range p.lot.Reasons {
 		rows = append(rows, []string{fmt.Sprint(r.Units), string(r.State), r.Cause, r.Reason})
 	}
-	p.table([]column{{"units", 14, "R"}, {"state", 27, "L"}, {"cause", 24, "L"}, {"reason", textWidth - 65, "L"}}, 3, rows,
+	p.table([]column{{title: "units", width: 14, align: "R"}, {title: "state", width: 27, align: "L"}, {title: "cause", width: 24, align: "L"}, {title: "reason", width: textWidth - 65, align: "L"}}, 3, rows,
 		func(row, col int) rgb {
 			if col == 1 {
 				return stateInk[p.lot.Reasons[row].State]
@@ -614,7 +633,7 @@ func (p *sheetPDF) serials() {
 	for _, d := range s.Duplicates {
 		rows = append(rows, []string{"duplicate", fmt.Sprint(len(d.Units)), d.Serial + " on " + strings.Join(d.Units, ", ")})
 	}
-	p.table([]column{{"finding", 24, "L"}, {"count", 14, "R"}, {"serial numbers", textWidth - 38, "L"}}, 2, rows,
+	p.table([]column{{title: "finding", width: 24, align: "L"}, {title: "count", width: 14, align: "R"}, {title: "serial numbers", width: textWidth - 38, align: "L"}}, 2, rows,
 		func(int, int) rgb { return inkDark })
 }
 
@@ -641,16 +660,16 @@ func (p *sheetPDF) units() {
 		})
 	}
 	p.table([]column{
-		{"unit", 27, "L"},
-		{"serial", 20, "L"},
-		{"state", 26, "L"},
-		{"tries", 8, "R"},
-		{"chip", 20, "L"},
-		{"key fingerprint", 22, "L"},
-		{"ended (UTC)", 25, "L"},
-		{"s", 10, "R"},
-		{"slot", 9, "L"},
-		{"entry", 13, "R"},
+		{title: "unit", width: 27, align: "L"},
+		{title: "serial", width: 20, align: "L", end: true},
+		{title: "state", width: 26, align: "L"},
+		{title: "tries", width: 8, align: "R"},
+		{title: "chip", width: 20, align: "L"},
+		{title: "key fingerprint", width: 22, align: "L"},
+		{title: "ended (UTC)", width: 25, align: "L"},
+		{title: "s", width: 10, align: "R"},
+		{title: "slot", width: 9, align: "L", end: true},
+		{title: "entry", width: 13, align: "R"},
 	}, -1, rows, func(row, col int) rgb {
 		if col == 2 {
 			return stateInk[p.lot.Units[row].State]
