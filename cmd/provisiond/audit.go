@@ -27,13 +27,13 @@ type auditCmd struct {
 }
 
 type auditUnitCmd struct {
-	MAC        string `arg:"" optional:"" name:"mac" help:"The unit." placeholder:"MAC"`
-	Journal    string `help:"The journal to make the certificate from." placeholder:"F"`
-	SigningKey string `help:"The key that signs checkpoints, if it is not beside the journal." placeholder:"FILE"`
-	Out        string `help:"Write the certificate into this new file." placeholder:"FILE"`
-	Verify     string `help:"Verify this certificate instead; needs --public-key and nothing else." placeholder:"FILE"`
-	PublicKey  string `help:"The public key of the station, NAME+HASH+KEY, or a file that holds it." placeholder:"K"`
-	JSON       bool   `help:"The certificate, or with --verify its statement, on standard output."`
+	MAC     string `arg:"" optional:"" name:"mac" help:"The unit." placeholder:"MAC"`
+	Journal string `help:"The journal to make the certificate from." placeholder:"F"`
+	journalKeeping
+	Out       string `help:"Write the certificate into this new file." placeholder:"FILE"`
+	Verify    string `help:"Verify this certificate instead; needs --public-key and nothing else." placeholder:"FILE"`
+	PublicKey string `help:"The public key of the station, NAME+HASH+KEY, or a file that holds it." placeholder:"K"`
+	JSON      bool   `help:"The certificate, or with --verify its statement, on standard output."`
 }
 
 func (c *auditUnitCmd) Run(a *app) error {
@@ -49,7 +49,7 @@ func (c *auditUnitCmd) Run(a *app) error {
 	if err != nil {
 		return usage("the unit: %w", err)
 	}
-	j, err := openJournal(c.Journal)
+	j, err := c.open(a, c.Journal)
 	if err != nil {
 		return err
 	}
@@ -91,9 +91,6 @@ func (c *auditUnitCmd) certificate(a *app, j *journal.Journal, mac chip.MAC) ([]
 			NextStep: "run this on the station, where " + keyFile + " is, or name the file with --signing-key", Err: err,
 		}
 	}
-	if signer.PublicKey() != j.Info().PublicKey {
-		return nil, usage("--signing-key: %s is not the key of %s", keyFile, path)
-	}
 	newest := j.Checkpoint // signs one if there is something new
 	if !j.Info().CanSign {
 		newest = func(context.Context) (journal.Checkpoint, error) { return j.LastCheckpoint() }
@@ -120,11 +117,9 @@ func (c *auditUnitCmd) verify(a *app) error {
 	if c.PublicKey == "" {
 		return usage("--verify needs --public-key: the station's key, as QA keeps it")
 	}
-	key := c.PublicKey
-	if b, err := os.ReadFile(key); err == nil {
-		key = strings.TrimSpace(string(b))
-	} else if !strings.Contains(key, "+") {
-		return usage("--public-key: %w", err)
+	key, err := publicKey(c.PublicKey)
+	if err != nil {
+		return err
 	}
 	b, err := os.ReadFile(c.Verify)
 	if err != nil {
@@ -230,11 +225,12 @@ func writeNew(path string, b []byte) error {
 }
 
 type auditLotCmd struct {
-	Journal  []string `help:"The station's journal; again for more stations." required:"" placeholder:"F"`
-	Lot      string   `help:"Only this lot. Default: every unit." placeholder:"L"`
-	Quantity int      `help:"How many units the order asks for." placeholder:"N"`
-	Format   string   `help:"json, csv, xlsx or pdf." enum:"json,csv,xlsx,pdf" default:"json"`
-	Out      string   `help:"Write the report into this new file. Default: standard output." placeholder:"FILE"`
+	Journal   []string `help:"The station's journal; again for more stations." required:"" placeholder:"F"`
+	Lot       string   `help:"Only this lot. Default: every unit." placeholder:"L"`
+	PublicKey []string `help:"The public key that QA has of a journal, or a file that holds it; again for more. Default: the one that the journal names itself." placeholder:"K"`
+	Quantity  int      `help:"How many units the order asks for." placeholder:"N"`
+	Format    string   `help:"json, csv, xlsx or pdf." enum:"json,csv,xlsx,pdf" default:"json"`
+	Out       string   `help:"Write the report into this new file. Default: standard output." placeholder:"FILE"`
 }
 
 func (c *auditLotCmd) Run(a *app) error {
@@ -244,7 +240,7 @@ func (c *auditLotCmd) Run(a *app) error {
 	if c.Out == "" && (c.Format == "xlsx" || c.Format == "pdf") && onTerminal(a.out) {
 		return usage("--format %s is not for a terminal: add --out FILE", c.Format)
 	}
-	js, done, err := openVerified(a, c.Journal)
+	js, done, err := openVerified(a, c.Journal, c.PublicKey)
 	if err != nil {
 		return err
 	}
@@ -278,9 +274,26 @@ func onTerminal(w io.Writer) bool {
 	return ok
 }
 
+// against finds the key that QA has of a journal. Its name is the journal's.
+func against(id string, keys []string) ([]journal.VerifyOption, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	for _, s := range keys {
+		key, err := publicKey(s)
+		if err != nil {
+			return nil, err
+		}
+		if name, _, ok := strings.Cut(key, "+"); ok && strings.HasSuffix(name, "/"+id) {
+			return []journal.VerifyOption{journal.AgainstKey(key)}, nil
+		}
+	}
+	return nil, usage("--public-key: none of the keys is that of journal %s", id)
+}
+
 // openVerified opens journals and checks every entry: a report of a changed
 // journal would be worth nothing.
-func openVerified(a *app, paths []string) (js []*journal.Journal, done func(), err error) {
+func openVerified(a *app, paths, keys []string) (js []*journal.Journal, done func(), err error) {
 	done = func() {
 		for _, j := range js {
 			_ = j.Close() // nothing was appended
@@ -303,7 +316,12 @@ func openVerified(a *app, paths []string) (js []*journal.Journal, done func(), e
 			return nil, nil, usage("%s and %s are the same journal: name it once", other, path)
 		}
 		seen[j.Info().ID] = path
-		if _, err := j.Verify(a.ctx, nil); err != nil {
+		options, err := against(j.Info().ID, keys)
+		if err != nil {
+			done()
+			return nil, nil, err
+		}
+		if _, err := j.Verify(a.ctx, nil, options...); err != nil {
 			done()
 			return nil, nil, journalFailure(path, err)
 		}
@@ -313,14 +331,15 @@ func openVerified(a *app, paths []string) (js []*journal.Journal, done func(), e
 
 // inventorySources are journals and keystores, or what was exported of them.
 type inventorySources struct {
-	Journal  []string `help:"A station's journal; again for more stations." placeholder:"F"`
-	Keystore []string `help:"A keystore; again for more." placeholder:"S"`
+	Journal   []string `help:"A station's journal; again for more stations." placeholder:"F"`
+	PublicKey []string `help:"The public key that QA has of a journal, or a file that holds it; again for more. Default: the one that the journal names itself." placeholder:"K"`
+	Keystore  []string `help:"A keystore; again for more." placeholder:"S"`
 }
 
 // lines shows everything that the sources hold, a journal's lines together.
 func (s inventorySources) lines(a *app, unit func(qa.UnitLine) error, head func(qa.HeadLine) error, key func(qa.KeyLine) error) error {
 	for _, path := range s.Journal {
-		js, done, err := openVerified(a, []string{path})
+		js, done, err := openVerified(a, []string{path}, s.PublicKey)
 		if err != nil {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/provisiond/provisiond/esp/chip"
@@ -258,40 +259,74 @@ func ReadInventory(r io.Reader, show func(line any) error) error {
 	}
 }
 
-// KeystoreLines shows a line for every record of a keystore.
+// keystoreReaders is how many units are asked for at once: a keystore behind a
+// network answers one after the other much slower.
+const keystoreReaders = 16
+
+// KeystoreLines shows a line for every record of a keystore, in the order of its
+// units.
 func KeystoreLines(ctx context.Context, store keystore.Store, show func(KeyLine) error) error {
-	for unit, err := range store.Units(ctx) {
-		if err != nil {
-			return err
+	type answer struct {
+		metas []keystore.Meta
+		err   error
+	}
+	own, cancel := context.WithCancel(ctx)
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	defer cancel()
+	queue := make(chan chan answer, keystoreReaders) // bounds the readers
+	readers.Go(func() {
+		defer close(queue)
+		for unit, err := range store.Units(own) {
+			a := make(chan answer, 1)
+			select {
+			case queue <- a:
+			case <-own.Done():
+				return
+			}
+			if err != nil {
+				a <- answer{err: err}
+				return
+			}
+			readers.Go(func() {
+				metas, err := store.List(own, unit)
+				a <- answer{metas, err}
+			})
 		}
-		metas, err := store.List(ctx, unit)
-		if err != nil {
-			return err
+	})
+	for a := range queue {
+		r := <-a
+		if r.err != nil {
+			return r.err
 		}
-		for _, m := range metas {
-			k := KeyLine{
-				Unit: m.Unit, Fingerprint: m.Fingerprint, State: m.Current(), Created: m.Created, Newest: m.Receipt.Time, Station: m.Station, Job: m.Job,
-			}
-			if m.Superseded() {
-				k.State = keystore.Superseded
-			}
-			if k.Created.IsZero() { // a role that may not see it
-				k.Created = m.Receipt.Time
-			}
-			for _, s := range m.States {
-				if s.Time.After(k.Newest) {
-					k.Newest = s.Time
-				}
-			}
-			if k.Newest.IsZero() {
-				k.Newest = k.Created
-			}
-			if err := show(k); err != nil {
+		for _, m := range r.metas {
+			if err := show(keyLine(m)); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	return ctx.Err() // of a loop that was ended early
+}
+
+func keyLine(m keystore.Meta) KeyLine {
+	k := KeyLine{
+		Unit: m.Unit, Fingerprint: m.Fingerprint, State: m.Current(), Created: m.Created, Newest: m.Receipt.Time, Station: m.Station, Job: m.Job,
+	}
+	if m.Superseded() {
+		k.State = keystore.Superseded
+	}
+	if k.Created.IsZero() { // a role that may not see it
+		k.Created = m.Receipt.Time
+	}
+	for _, s := range m.States {
+		if s.Time.After(k.Newest) {
+			k.Newest = s.Time
+		}
+	}
+	if k.Newest.IsZero() {
+		k.Newest = k.Created
+	}
+	return k
 }
 
 // JournalLines reads a journal and shows a line for every key that may have gone

@@ -3,12 +3,17 @@ package report
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -180,6 +185,77 @@ func TestReconcile(t *testing.T) {
 				t.Errorf("%s: finding %d is not told: %+v", name, i, f)
 			}
 		}
+	}
+}
+
+// listStore is a keystore of which only the lists are asked for: List gives no
+// answer before two units are asked for at once.
+type listStore struct {
+	keystore.Store
+	n        int
+	both     chan struct{}
+	asked    atomic.Int32
+	unitsErr error
+	listErr  error
+}
+
+func (s *listStore) Units(ctx context.Context) iter.Seq2[chip.MAC, error] {
+	return func(yield func(chip.MAC, error) bool) {
+		for i := range s.n {
+			if ctx.Err() != nil || !yield(mac(i), nil) {
+				return
+			}
+		}
+		if s.unitsErr != nil {
+			yield(chip.MAC{}, s.unitsErr)
+		}
+	}
+}
+
+func (s *listStore) List(ctx context.Context, unit chip.MAC) ([]keystore.Meta, error) {
+	if s.asked.Add(1) == 2 {
+		close(s.both)
+	}
+	select {
+	case <-s.both:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	at := time.Unix(100, 0).UTC()
+	return []keystore.Meta{{
+		Unit: unit, Created: at, Receipt: keystore.Receipt{Time: at},
+		States: []keystore.State{{Kind: keystore.MayBeInSilicon, Time: at}, {Kind: keystore.InSilicon, Time: at.Add(time.Second)}},
+	}}, s.listErr
+}
+
+func TestKeystoreLines(t *testing.T) {
+	bad := errors.New("sealed")
+	var units []string
+	show := func(k KeyLine) error {
+		units = append(units, k.Unit.String())
+		if k.State != keystore.InSilicon || !k.Newest.Equal(k.Created.Add(time.Second)) {
+			t.Errorf("%+v", k)
+		}
+		return nil
+	}
+	s := &listStore{n: 100, both: make(chan struct{})}
+	if err := KeystoreLines(t.Context(), s, show); err != nil || len(units) != 100 || !slices.IsSorted(units) {
+		t.Errorf("%d units, %v", len(units), err)
+	}
+	for name, s := range map[string]*listStore{"units": {n: 100, unitsErr: bad}, "list": {n: 100, listErr: bad}} {
+		s.both = make(chan struct{})
+		if err := KeystoreLines(t.Context(), s, func(KeyLine) error { return nil }); !errors.Is(err, bad) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	s = &listStore{n: 100, both: make(chan struct{})}
+	if err := KeystoreLines(t.Context(), s, func(KeyLine) error { return bad }); !errors.Is(err, bad) {
+		t.Errorf("show: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := KeystoreLines(ctx, &listStore{n: 100, both: make(chan struct{})}, show); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancel: %v", err)
 	}
 }
 
