@@ -116,6 +116,17 @@ func start(t testing.TB, o options, opts []Option) *Server {
 			})
 		}
 		n.Unseal(t)
+		if i == 0 && o.nodes > 1 {
+			// A node votes ten seconds after it joined, unless told otherwise. The
+			// first node is not active at once.
+			Eventually(t, 30*time.Second, "autopilot", func() error {
+				status, body, err := s.Do(n, s.Root, http.MethodPost, "sys/storage/raft/autopilot/configuration", map[string]any{"server_stabilization_time": "100ms"})
+				if err == nil && status >= 300 {
+					err = fmt.Errorf("%d %v", status, body)
+				}
+				return err
+			})
+		}
 	}
 	if o.nodes > 1 {
 		s.awaitVoters(t, o.nodes)
@@ -317,6 +328,28 @@ func (s *Server) EnableAudit(t testing.TB, path string) string {
 	s.Must(t, http.MethodPost, "sys/audit/file", map[string]any{"type": "file", "options": map[string]any{"file_path": path}})
 	s.Audit = path
 	return path
+}
+
+// Writes asks the node that leads at this moment to write an entry, within two
+// seconds: whether the cluster works, as its own client sees it.
+func (s *Server) Writes(path string, body any) error {
+	err := errors.New("no node is active")
+	for _, n := range s.Nodes {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		status, _, herr := s.do(ctx, n, "", http.MethodGet, "sys/health", nil)
+		if herr == nil && status == http.StatusOK {
+			var out map[string]any
+			status, out, err = s.do(ctx, n, s.Root, http.MethodPut, path, body)
+			if err == nil && status >= 300 {
+				err = fmt.Errorf("%d %v", status, out)
+			}
+		}
+		cancel()
+		if err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // Do sends one request and gives status and body.

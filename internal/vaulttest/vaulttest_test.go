@@ -1,9 +1,10 @@
 package vaulttest_test
 
 import (
+	"fmt"
 	"net/http"
-	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -16,7 +17,7 @@ func TestServer(t *testing.T) {
 	t.Setenv("VAULT_TOKEN", "not for us")
 	s := vaulttest.New(t)
 	s.Must(t, http.MethodPost, "sys/mounts/kv", map[string]any{"type": "kv-v2"})
-	vaulttest.Eventually(t, 1e10, "the mount is ready", func() error {
+	vaulttest.Eventually(t, 10*time.Second, "the mount is ready", func() error {
 		_, _, err := s.Do(s.Node, s.Root, http.MethodGet, "kv/config", nil)
 		return err
 	})
@@ -41,10 +42,11 @@ func TestClusterSurvivesItsLeader(t *testing.T) {
 	}
 	first.Start(t)
 	first.Unseal(t)
-	second.Signal(syscall.SIGSTOP)
-	third := s.Leader(t)
-	second.Signal(syscall.SIGCONT)
-	if third == second {
-		t.Error("a paused node leads")
-	}
+	vaulttest.Eventually(t, 30*time.Second, "the node that came back answers", func() error {
+		status, _, err := s.Do(first, s.Root, http.MethodGet, "sys/mounts", nil)
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("%d", status)
+		}
+		return err
+	})
 }

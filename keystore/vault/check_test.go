@@ -70,8 +70,13 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	for i, want := range [][]FindingKind{
-		{FindingUnclaimed}, {FindingForeign}, {FindingDamaged}, {FindingDamaged},
-		{FindingDamaged}, {FindingClaimOnly, FindingTwoKeys}, {FindingDamaged},
+		{FindingUnclaimed},
+		{FindingForeign},
+		{FindingDamaged},
+		{FindingDamaged},
+		{FindingDamaged},
+		{FindingClaimOnly, FindingTwoKeys},
+		{FindingDamaged},
 	} {
 		kinds := got[made[i].Unit.String()]
 		slices.Sort(kinds)

@@ -59,7 +59,7 @@ func (s *Store) PutCheckpoint(ctx context.Context, day, name string, note []byte
 	if err != nil || stored {
 		return err
 	}
-	switch ok, err := look(ctx); {
+	switch ok, err := s.settled(ctx, look); {
 	case err != nil:
 		return err
 	case !ok:

@@ -308,13 +308,26 @@ func (p *pause) share(ctx context.Context) context.Context {
 	return context.WithValue(ctx, pauseKey{}, p)
 }
 
+// begin gives the context of a call whose requests share one patience.
+func (c *client) begin(ctx context.Context) context.Context { return c.patience(ctx).share(ctx) }
+
+// answered begins waits and limits anew after a server has answered.
+func (p *pause) answered(c *client) {
+	p.wait, p.limit = firstWait, time.Duration(c.cfg.Timeout)
+}
+
+// jitter spreads what many stations do at once.
+func jitter(d time.Duration) time.Duration {
+	return rand.N(d + 1) //nolint:gosec // no secret
+}
+
 // failed makes the requests after a failure shorter: a standby that still
 // forwards to a leader that hangs must not hold us up when there is a new one.
 func (p *pause) failed(c *client) { p.limit = time.Duration(c.cfg.Timeout) / 2 }
 
 // next waits. It is false when the time is over or ctx is done.
 func (p *pause) next(ctx context.Context) bool {
-	d := p.wait/2 + rand.N(p.wait)
+	d := p.wait/2 + jitter(p.wait)
 	if p.wait *= 2; p.wait > lastWait {
 		p.wait = lastWait
 	}
@@ -346,6 +359,7 @@ func (c *client) read(ctx context.Context, method, path string) (reply, error) {
 		r, n := c.send(ctx, p.limit, method, path, nil)
 		switch r.verdict {
 		case good, notFound, refused:
+			p.answered(c)
 			return r, nil
 		case misplaced:
 			return reply{}, r.err
@@ -400,8 +414,10 @@ func (c *client) create(ctx context.Context, path string, body []byte, look func
 		r, n := c.send(context.WithoutCancel(ctx), p.limit, http.MethodPut, c.cfg.Mount+"/data/"+path, body)
 		switch r.verdict {
 		case good:
+			p.answered(c)
 			return storedNow, r, nil
 		case refused:
+			p.answered(c)
 			return occupied, r, nil
 		case notFound, misplaced:
 			return fail(r.err)

@@ -3,7 +3,6 @@ package vault
 import (
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -31,7 +30,6 @@ type custody struct {
 type lineUp struct {
 	mu    sync.Mutex
 	units map[chip.MAC]*custody
-	calls map[string]int // errors by kind
 	slow  time.Duration
 	done  atomic.Int32
 }
@@ -173,13 +171,10 @@ func TestClusterUnderFaults(t *testing.T) {
 	// recovered measures how long after the cluster's own recovery ours goes on.
 	recovered := func(what string) {
 		t.Helper()
-		leader := srv.Leader(t)
+		probe := 0
 		vaulttest.Eventually(t, 60*time.Second, "the cluster writes", func() error {
-			status, body, err := srv.Do(leader, srv.Root, http.MethodPut, "kv/data/checkpoints/probe/"+what, map[string]any{"data": map[string]any{}, "options": map[string]any{"cas": 0}})
-			if err == nil && status >= 300 {
-				err = fmt.Errorf("%d %v", status, body)
-			}
-			return err
+			probe++
+			return srv.Writes(fmt.Sprintf("kv/data/checkpoints/probe/%s-%d", what, probe), map[string]any{"data": map[string]any{}, "options": map[string]any{"cas": 0}})
 		})
 		at, before := time.Now(), l.done.Load()
 		if before >= units {
@@ -218,7 +213,7 @@ func TestClusterUnderFaults(t *testing.T) {
 	progress(l.done.Load() + 40)
 	leader = srv.Leader(t)
 	leader.Signal(syscall.SIGSTOP)
-	recovered("pause of the leader")
+	recovered("pause")
 	leader.Signal(syscall.SIGCONT)
 
 	progress(l.done.Load() + 40)
@@ -238,7 +233,7 @@ func TestClusterUnderFaults(t *testing.T) {
 	for _, n := range srv.Nodes {
 		n.Signal(syscall.SIGCONT)
 	}
-	recovered("quorum lost")
+	recovered("quorum")
 	<-finished
 
 	confirmed, doubts := 0, 0

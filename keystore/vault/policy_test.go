@@ -42,6 +42,10 @@ func TestConfigs(t *testing.T) {
 			t.Errorf("%s: a place is not filled in", role)
 		}
 	}
+	c, err := ReadConfig(filepath.Join(dir, "keystore.yaml"))
+	if err != nil || len(c.Addresses) != 3 || c.Login.AppRole == nil || c.Mount != DefaultMount {
+		t.Errorf("keystore.yaml: %+v, %v", c, err)
+	}
 	for _, bad := range []struct {
 		role Role
 		p    PolicyParams

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -110,7 +109,7 @@ const (
 )
 
 func renewAfter(ttl time.Duration) time.Duration {
-	return ttl/2 + rand.N(ttl/6+1)
+	return ttl/2 + jitter(ttl/6)
 }
 
 func (s *session) keep(ctx context.Context) {
@@ -147,7 +146,7 @@ func (s *session) keep(ctx context.Context) {
 			case errors.Is(err, errRevoked):
 				s.spoil(g.token)
 			default:
-				timer.Reset(retry/2 + rand.N(retry))
+				timer.Reset(retry/2 + jitter(retry))
 				retry = min(2*retry, maxRetry)
 			}
 		}

@@ -142,6 +142,18 @@ func (s *Store) put(ctx context.Context, path string, body []byte, look func(con
 	return how == storedNow, r, err
 }
 
+// settled looks at what a create was refused for. A leader that was cut off may
+// still answer from before, so "not there" is asked again a few times.
+func (s *Store) settled(ctx context.Context, look func(context.Context) (bool, error)) (bool, error) {
+	p := s.c.patience(ctx)
+	for try := 1; ; try++ {
+		ok, err := look(ctx)
+		if err != nil || ok || try == 5 || !p.next(ctx) {
+			return ok, err
+		}
+	}
+}
+
 // notVisible is what follows when a create is refused and nothing can be read
 // there: the policy forbids the create.
 func (s *Store) notVisible(path string, r reply) error {
@@ -154,6 +166,7 @@ func (s *Store) Create(ctx context.Context, r keystore.Record) (keystore.Receipt
 	if err := s.check(ctx); err != nil {
 		return keystore.Receipt{}, err
 	}
+	ctx = s.c.begin(ctx)
 	if err := keystore.CheckUnit(r.Unit, s.info.TestStore); err != nil {
 		return keystore.Receipt{}, err
 	}
@@ -185,7 +198,12 @@ func (s *Store) Create(ctx context.Context, r keystore.Record) (keystore.Receipt
 		}
 		return s.receipt(r.Unit, r.Fingerprint, a.Data)
 	}
-	h, v, ok, err := s.header(ctx, r.Unit, r.Fingerprint)
+	var h header
+	var v version
+	ok, err := s.settled(ctx, func(ctx context.Context) (ok bool, err error) {
+		h, v, ok, err = s.header(ctx, r.Unit, r.Fingerprint)
+		return ok, err
+	})
 	switch {
 	case err != nil:
 		return keystore.Receipt{}, fmt.Errorf("%w: %s: %w", keystore.ErrUnknownOutcome, path, err)
@@ -205,6 +223,7 @@ func (s *Store) Reserve(ctx context.Context, m keystore.Meta) error {
 	if err := s.check(ctx); err != nil {
 		return err
 	}
+	ctx = s.c.begin(ctx)
 	if err := keystore.CheckUnit(m.Unit, s.info.TestStore); err != nil {
 		return err
 	}
@@ -236,7 +255,7 @@ func (s *Store) claim(ctx context.Context, r keystore.Meta) error {
 		if err != nil || stored {
 			return err
 		}
-		switch ok, err := look(ctx); {
+		switch ok, err := s.settled(ctx, look); {
 		case err != nil:
 			return err
 		case !ok:
@@ -313,6 +332,7 @@ func (s *Store) Confirm(ctx context.Context, unit chip.MAC, fp keystore.Fingerpr
 	if err := s.check(ctx); err != nil {
 		return keystore.Receipt{}, err
 	}
+	ctx = s.c.begin(ctx)
 	_, v, ok, err := s.header(ctx, unit, fp)
 	if err != nil {
 		return keystore.Receipt{}, err
@@ -328,6 +348,7 @@ func (s *Store) Load(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint
 	if err := s.check(ctx); err != nil {
 		return keystore.Record{}, err
 	}
+	ctx = s.c.begin(ctx)
 	r, _, err := s.load(ctx, unit, fp)
 	return r, err
 }
@@ -389,6 +410,7 @@ func (s *Store) List(ctx context.Context, unit chip.MAC) ([]keystore.Meta, error
 	if err := s.check(ctx); err != nil {
 		return nil, err
 	}
+	ctx = s.c.begin(ctx)
 	var metas []keystore.Meta
 	for n := 1; ; n++ {
 		c, ok, err := s.readClaim(ctx, unit, n)
@@ -432,6 +454,7 @@ func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerp
 	if err := s.check(ctx); err != nil {
 		return keystore.Receipt{}, err
 	}
+	ctx = s.c.begin(ctx)
 	if st.Time.IsZero() {
 		st.Time = s.now()
 	}
@@ -474,7 +497,7 @@ func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerp
 		if stored {
 			return receipt(n+1, st.Time), nil
 		}
-		switch ok, err := look(ctx); {
+		switch ok, err := s.settled(ctx, look); {
 		case err != nil:
 			return keystore.Receipt{}, fmt.Errorf("%w: %s: %w", keystore.ErrUnknownOutcome, path, err)
 		case !ok:
