@@ -12,8 +12,10 @@ import (
 //   - an observed entry closes an intent of the same slot and step that was
 //     written before it and is still open, of the same unit and job. The intent
 //     may not have known unit or job yet.
-//   - a verdict ends the run of a unit and job that has entries since the last
-//     verdict of that unit and job; or, while the unit is not known, of a slot.
+//   - a verdict of a known unit comes after entries of this unit and job that no
+//     other verdict of the two has ended, or while an intent of the same slot is
+//     open that knows neither; a verdict without a unit after entries of the same
+//     slot without a unit.
 //
 // An intent that stays open is no fault: a crash leaves one behind.
 
@@ -32,7 +34,7 @@ type stepKey struct {
 }
 
 type runKey struct {
-	slot, job uint64 // slot only while the unit is not known
+	slot, job uint64 // of a known unit only the job, of no unit only the slot
 	unit      chip.MAC
 }
 
@@ -40,10 +42,13 @@ type runKey struct {
 // verdict.
 type states struct {
 	open map[stepKey]int // intents without their observed entry
-	runs map[runKey]bool // entries since the last verdict
+	runs map[runKey]bool // entries since the last verdict; of no unit: ever
+	anon map[uint64]int  // of a slot: open intents that know neither unit nor job
 }
 
-func newStates() *states { return &states{open: map[stepKey]int{}, runs: map[runKey]bool{}} }
+func newStates() *states {
+	return &states{open: map[stepKey]int{}, runs: map[runKey]bool{}, anon: map[uint64]int{}}
+}
 
 var textSeed = maphash.MakeSeed()
 
@@ -65,17 +70,19 @@ func factOf(s scanned) (f fact, ok bool) {
 
 func (f fact) run() runKey {
 	if f.unit == (chip.MAC{}) {
-		return runKey{slot: f.slot, job: f.job}
+		return runKey{slot: f.slot}
 	}
 	return runKey{job: f.job, unit: f.unit}
 }
 
 // take follows one entry. What it returns is the reason why it may not be there.
 func (s *states) take(f fact) (reason string) {
-	unknown := runKey{slot: f.slot}
 	switch f.kind {
 	case KindIntent:
 		s.open[stepKey{f.slot, f.step, f.job, f.unit}]++
+		if f.job == 0 && f.unit == (chip.MAC{}) {
+			s.anon[f.slot]++
+		}
 		s.runs[f.run()] = true
 	case KindObserved:
 		if !s.close(f) {
@@ -84,10 +91,11 @@ func (s *states) take(f fact) (reason string) {
 		s.runs[f.run()] = true
 	case KindVerdict:
 		run := f.run()
-		if !s.runs[run] && !s.runs[unknown] {
+		known := f.unit != (chip.MAC{})
+		if !s.runs[run] && !(known && s.anon[f.slot] > 0) {
 			return "it is a verdict, and nothing was done to this unit in this job before it, or since the verdict before"
 		}
-		if run != unknown { // of slots there are few, and two may share a name
+		if known {
 			delete(s.runs, run)
 		}
 	}
@@ -101,14 +109,17 @@ func (s *states) close(f fact) bool {
 		{f.slot, f.step, 0, f.unit},
 		{f.slot, f.step, 0, chip.MAC{}},
 	} {
-		switch n := s.open[k]; {
-		case n > 1:
-			s.open[k] = n - 1
-			return true
-		case n == 1:
-			delete(s.open, k)
-			return true
+		n := s.open[k]
+		if n == 0 {
+			continue
 		}
+		if s.open[k] = n - 1; n == 1 {
+			delete(s.open, k)
+		}
+		if k.job == 0 && k.unit == (chip.MAC{}) {
+			s.anon[k.slot]--
+		}
+		return true
 	}
 	return false
 }
