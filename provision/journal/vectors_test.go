@@ -16,11 +16,7 @@ import (
 // vector, signed with the seed 00 01 … 1f.
 func vectorNote(t *testing.T) (Checkpoint, string) {
 	t.Helper()
-	seed := make([]byte, ed25519.SeedSize)
-	for i := range seed {
-		seed[i] = byte(i)
-	}
-	key := ed25519.NewKeyFromSeed(seed)
+	key := vectorKey()
 	id := "000102030405060708090a0b0c0d0e0f"
 	public, err := note.NewEd25519VerifierKey(origin(id), key.Public().(ed25519.PublicKey))
 	if err != nil {
@@ -36,6 +32,14 @@ func vectorNote(t *testing.T) (Checkpoint, string) {
 		t.Fatal(err)
 	}
 	return c, public
+}
+
+func vectorKey() ed25519.PrivateKey {
+	seed := make([]byte, ed25519.SeedSize)
+	for i := range seed {
+		seed[i] = byte(i)
+	}
+	return ed25519.NewKeyFromSeed(seed)
 }
 
 // ed25519Signer is a Signer that is no file.
