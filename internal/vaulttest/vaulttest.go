@@ -120,7 +120,7 @@ func start(t testing.TB, o options, opts []Option) *Server {
 			// A node votes ten seconds after it joined, unless told otherwise. The
 			// first node is not active at once.
 			Eventually(t, 30*time.Second, "autopilot", func() error {
-				status, body, err := s.Do(n, s.Root, http.MethodPost, "sys/storage/raft/autopilot/configuration", map[string]any{"server_stabilization_time": "100ms"})
+				status, body, err := s.Do(n, s.Root, http.MethodPost, "sys/storage/raft/autopilot/configuration", map[string]any{"server_stabilization_time": "1s"})
 				if err == nil && status >= 300 {
 					err = fmt.Errorf("%d %v", status, body)
 				}

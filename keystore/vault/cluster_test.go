@@ -3,6 +3,8 @@ package vault
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -285,6 +287,41 @@ func TestFullAuditDisk(t *testing.T) {
 		if !c.confirmed {
 			t.Errorf("unit %s is without custody", c.record.Unit)
 		}
+	}
+	l.check(t, x)
+}
+
+// TestBadNetwork: every tenth request meets a fault, and answers take their
+// time, while 200 units come from 32 slots.
+func TestBadNetwork(t *testing.T) {
+	x := newSite(t, vaulttest.New(t), "kv", true)
+	s, broken := x.broken(t, RoleStation, 20*time.Second)
+	dice := rand.New(rand.NewPCG(1, 2))
+	met := 0
+	broken.breakAt(func(*http.Request) *fault {
+		if dice.IntN(10) > 0 {
+			return nil
+		}
+		met++
+		return &faults[dice.IntN(len(faults))]
+	})
+	next := broken.next
+	broken.next = roundTrip(func(req *http.Request) (*http.Response, error) {
+		t := time.NewTimer(rand.N(40 * time.Millisecond))
+		defer t.Stop()
+		<-t.C
+		return next.RoundTrip(req)
+	})
+	l := &lineUp{units: map[chip.MAC]*custody{}}
+	l.run(t, s, 200)
+	broken.breakAt(nil)
+	for _, c := range l.units {
+		if !c.confirmed {
+			t.Errorf("unit %s is without custody", c.record.Unit)
+		}
+	}
+	if met < 50 {
+		t.Errorf("%d faults only", met)
 	}
 	l.check(t, x)
 }

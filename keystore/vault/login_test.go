@@ -250,3 +250,45 @@ func TestEnvironment(t *testing.T) {
 		t.Errorf("%d requests, %v", l.count, err)
 	}
 }
+
+// TestTicket: a rework ticket loads the key of its unit, and no other.
+func TestTicket(t *testing.T) {
+	x := newSite(t, vaulttest.New(t), "kv", true)
+	s := x.open(t, RoleStation)
+	mine, other := keystoretest.NewRecord(t, keystoretest.Simulated(1)), keystoretest.NewRecord(t, keystoretest.Simulated(2))
+	for _, r := range []keystore.Record{mine, other} {
+		if _, err := s.Create(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	admin, err := OpenAdmin(t.Context(), x.config(t, x.token(t, RoleAdmin)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = admin.Close() }()
+	if _, err := admin.Ticket(t.Context(), mine.Unit, MaxTicket+1); err == nil {
+		t.Error("a ticket for longer than the longest")
+	}
+	token, err := admin.Ticket(t.Context(), mine.Unit, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rework, err := Open(t.Context(), x.config(t, token))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = rework.Close() }()
+	metas, err := rework.List(t.Context(), mine.Unit)
+	if err != nil || len(metas) != 1 {
+		t.Fatalf("%+v, %v", metas, err)
+	}
+	if got, err := rework.Load(t.Context(), mine.Unit, metas[0].Fingerprint); err != nil || !got.Key.Equal(mine.Key) {
+		t.Errorf("load: %v", err)
+	}
+	if _, err := rework.Load(t.Context(), other.Unit, other.Fingerprint); !errors.Is(err, ErrDenied) {
+		t.Errorf("load of another unit: %v", err)
+	}
+	if _, err := rework.List(t.Context(), other.Unit); !errors.Is(err, ErrDenied) {
+		t.Errorf("list of another unit: %v", err)
+	}
+}
