@@ -70,7 +70,7 @@ func prober() journal.Prober {
 		return nil
 	}
 	return journal.ProbeWith(func(ctx context.Context, path string) *exec.Cmd {
-		return exec.CommandContext(ctx, self, "journal", "probe", "--", path) //nolint:gosec // this program
+		return exec.CommandContext(ctx, self, "journal", "probe", "--", path)
 	})
 }
 

@@ -33,7 +33,7 @@ type Anchor interface {
 	Checkpoints(ctx context.Context) iter.Seq2[Checkpoint, error]
 }
 
-// ErrAnchorTaken: another checkpoint lies at this one's path.
+// ErrAnchorTaken says that another checkpoint lies at this one's path.
 var ErrAnchorTaken = errors.New("journal: another checkpoint is anchored there already")
 
 // AnchorError says that a journal is not the one whose checkpoints are anchored:
@@ -98,7 +98,7 @@ func (j *Journal) checkAnchor(ctx context.Context, a Anchor) error {
 			fault.note("its first %d entries are not those that were signed and anchored", c.Size)
 			continue
 		}
-		fault.Common = int64(c.Size) - 1 //nolint:gosec // below 2^53
+		fault.Common = int64(c.Size) - 1
 		break
 	}
 	if fault.Reason != "" {

@@ -2,7 +2,11 @@ package journal
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
 	"runtime"
+	"runtime/debug"
+	"syscall"
 	"testing"
 	"time"
 
@@ -126,4 +130,46 @@ func BenchmarkUnit(b *testing.B) {
 			b.Fatal(fmt.Sprint(len(got), err))
 		}
 	}
+}
+
+// BenchmarkOpenTenMillion opens a journal of ten million entries, made once for
+// all rounds (about 6 GB below TMPDIR), and says how much memory that takes and
+// how long Verify takes. It runs only if it is named in PROVISIOND_BENCH.
+func BenchmarkOpenTenMillion(b *testing.B) {
+	if os.Getenv("PROVISIOND_BENCH") != "tenmillion" {
+		b.Skip("needs 12 GB of disk and some minutes: set PROVISIOND_BENCH=tenmillion")
+	}
+	const n = 10_000_000
+	path, size := long(b, n)
+	runtime.GC()
+	debug.FreeOSMemory()
+	for b.Loop() {
+		closed(b, mustOpen(b, path))
+	}
+	b.ReportMetric(float64(size), "B/entry")
+	b.ReportMetric(float64(freshOpen(b, path))/1e6, "MB")
+	j := mustOpen(b, path)
+	start := time.Now()
+	if _, err := j.Verify(b.Context(), nil, WithoutCopy()); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(n/time.Since(start).Seconds(), "verified/s")
+	start = time.Now()
+	if _, err := j.Verify(b.Context(), nil, WholeFile()); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(n/time.Since(start).Seconds(), "verified+file+copy/s")
+}
+
+// freshOpen opens the journal in a process of its own and gives the most memory
+// that it had, in bytes.
+func freshOpen(b *testing.B, path string) int64 {
+	b.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), envOpen+"="+path)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Run(); err != nil {
+		b.Fatal(err)
+	}
+	return cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
 }

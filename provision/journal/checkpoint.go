@@ -160,10 +160,14 @@ func (s *fileSigner) PublicKey() string { return s.public }
 
 func (s *fileSigner) Sign(_ context.Context, msg []byte) ([]byte, error) { return s.signer.Sign(msg) }
 
-// KeyPath, PublicKeyPath and CopyPath name the files beside a journal.
-func KeyPath(journal string) string       { return journal + ".key" }
-func PublicKeyPath(journal string) string { return journal + ".pub" }   //nolint:revive // see KeyPath
-func CopyPath(journal string) string      { return journal + ".jsonl" } //nolint:revive // see KeyPath
+// KeyPath names the file of a journal's signing key.
+func KeyPath(journal string) string { return journal + ".key" }
+
+// PublicKeyPath names the file with the public half, for configurations.
+func PublicKeyPath(journal string) string { return journal + ".pub" }
+
+// CopyPath names the copy beside a journal.
+func CopyPath(journal string) string { return journal + ".jsonl" }
 
 // createFile writes a new file durably, with mode 0600 or more open.
 func createFile(path string, mode os.FileMode, content []byte) error {

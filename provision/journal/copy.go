@@ -188,7 +188,7 @@ func (j *Journal) sameEntry(line []byte) (next uint64, err error) {
 	}
 	size, _ := j.Head()
 	if e.index >= size {
-		return 0, j.damaged(int64(size), fmt.Sprintf( //nolint:gosec // below 2^53
+		return 0, j.damaged(int64(size), fmt.Sprintf(
 			"the copy %s goes on to entry %d, and the database ends with entry %d: the database is older than it was", CopyPath(j.path), e.index, size-1))
 	}
 	lines, err := j.lines(e.index, e.index+1)
@@ -196,7 +196,7 @@ func (j *Journal) sameEntry(line []byte) (next uint64, err error) {
 		return 0, err
 	}
 	if !bytes.Equal(lines[0], line) {
-		return 0, j.damaged(int64(e.index), "the copy "+CopyPath(j.path)+" has another one") //nolint:gosec // below 2^53
+		return 0, j.damaged(int64(e.index), "the copy "+CopyPath(j.path)+" has another one")
 	}
 	return e.index + 1, nil
 }
@@ -260,7 +260,7 @@ type replay struct {
 // entry checks the next entry and gives the hashes to store.
 func (p *replay) entry(dst []Hash, line []byte) (scanned, []Hash, error) {
 	fail := func(format string, args ...any) (scanned, []Hash, error) {
-		return scanned{}, nil, &DamagedError{Path: p.path, Index: int64(p.tree.n), Reason: fmt.Sprintf(format, args...)} //nolint:gosec // below 2^53
+		return scanned{}, nil, &DamagedError{Path: p.path, Index: int64(p.tree.n), Reason: fmt.Sprintf(format, args...)}
 	}
 	s, err := scan(line)
 	if err != nil {
@@ -455,7 +455,7 @@ func (w *builder) flush(tx *bolt.Tx) error {
 	entries, units, tree, signed := tx.Bucket(bucketEntries), tx.Bucket(bucketUnits), tx.Bucket(bucketTree), tx.Bucket(bucketCheckpoints)
 	entries.FillPercent, signed.FillPercent = fillPercent, fillPercent
 	for i, line := range w.lines {
-		if err := entries.Put(indexKey(w.from+uint64(i)), line); err != nil { //nolint:gosec // not negative
+		if err := entries.Put(indexKey(w.from+uint64(i)), line); err != nil {
 			return err
 		}
 	}

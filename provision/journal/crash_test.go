@@ -25,11 +25,23 @@ import (
 const (
 	envAppend = "PROVISIOND_TEST_JOURNAL_APPEND"
 	envLimit  = "PROVISIOND_TEST_JOURNAL_LIMIT" // bytes the file may have
+	envOpen   = "PROVISIOND_TEST_JOURNAL_OPEN"  // a journal to open and to close
 )
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(envAppend); path != "" {
 		os.Exit(appendUntilKilled(path))
+	}
+	if path := os.Getenv(envOpen); path != "" {
+		j, err := Open(path)
+		if err == nil {
+			err = j.Close()
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(2)
+		}
+		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m)
 }

@@ -545,12 +545,12 @@ func (j *Journal) checkCheckpoint(r treeReader, key, signed []byte, size uint64)
 	if err != nil {
 		index := int64(NoIndex)
 		if len(key) == 8 {
-			index = int64(min(binary.BigEndian.Uint64(key), maxEntries)) - 1 //nolint:gosec // in range
+			index = int64(min(binary.BigEndian.Uint64(key), maxEntries)) - 1
 		}
 		return c, false, j.damaged(index, "its checkpoint is not good: "+err.Error())
 	}
 	if c.Size > size {
-		return c, false, j.damaged(int64(size), fmt.Sprintf("it is missing: there is a checkpoint of %d entries", c.Size)) //nolint:gosec // below 2^53
+		return c, false, j.damaged(int64(size), fmt.Sprintf("it is missing: there is a checkpoint of %d entries", c.Size))
 	}
 	root, err := r.rootAt(c.Size)
 	return c, root == c.Root, err
@@ -558,7 +558,7 @@ func (j *Journal) checkCheckpoint(r treeReader, key, signed []byte, size uint64)
 
 // replaced says that entries from good on are not those that were signed.
 func (j *Journal) replaced(good, size uint64) error {
-	return j.damaged(int64(good), fmt.Sprintf( //nolint:gosec // below 2^53
+	return j.damaged(int64(good), fmt.Sprintf(
 		"this entry, or one of those up to %d, is not the one that was signed in the checkpoint of %d entries: they were replaced without the key",
 		size-1, size))
 }

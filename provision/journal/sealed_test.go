@@ -687,9 +687,13 @@ func TestStates(t *testing.T) {
 		unit      byte
 	}
 	run := []step{
-		{KindIntent, "connect", "", 0}, {KindObserved, "connect", "", 0},
-		{KindIntent, "inspect", "", 0}, {KindObserved, "inspect", "j", 1},
-		{KindIntent, "burn", "j", 1}, {KindObserved, "burn", "j", 1}, {KindVerdict, "verdict", "j", 1},
+		{KindIntent, "connect", "", 0},
+		{KindObserved, "connect", "", 0},
+		{KindIntent, "inspect", "", 0},
+		{KindObserved, "inspect", "j", 1},
+		{KindIntent, "burn", "j", 1},
+		{KindObserved, "burn", "j", 1},
+		{KindVerdict, "verdict", "j", 1},
 	}
 	crash := run[:5]
 	for name, c := range map[string]struct {

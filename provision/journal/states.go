@@ -127,13 +127,13 @@ func (s *states) close(f fact) bool {
 // left gives how many intents are open.
 func (s *states) left() (n uint64) {
 	for _, c := range s.open {
-		n += uint64(c) //nolint:gosec // not negative
+		n += uint64(c)
 	}
 	return n
 }
 
 func (j *Journal) misplaced(f fact, reason string) error {
-	return j.damaged(int64(f.index), fmt.Sprintf("%s: the order of the entries of unit %s is not one that a station writes", reason, unitText(f.unit))) //nolint:gosec // below 2^53
+	return j.damaged(int64(f.index), fmt.Sprintf("%s: the order of the entries of unit %s is not one that a station writes", reason, unitText(f.unit)))
 }
 
 func unitText(mac chip.MAC) string {

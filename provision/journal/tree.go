@@ -74,19 +74,19 @@ func nodeHash(left, right Hash) Hash {
 }
 
 // storedCount is the number of stored hashes of a tree with n entries.
-func storedCount(n uint64) uint64 { return uint64(tlog.StoredHashCount(int64(n))) } //nolint:gosec // below 2^53
+func storedCount(n uint64) uint64 { return uint64(tlog.StoredHashCount(int64(n))) }
 
 // leafOf gives the entry whose leaf a stored hash is, or that completed it.
 func leafOf(stored uint64) uint64 {
-	level, n := tlog.SplitStoredHashIndex(int64(stored)) //nolint:gosec // below 2^54
-	return (uint64(n)+1)<<level - 1                      //nolint:gosec // not negative
+	level, n := tlog.SplitStoredHashIndex(int64(stored))
+	return (uint64(n)+1)<<level - 1
 }
 
 // writeHashes appends stored hashes to the bucket, the first of them as number at.
 func writeHashes(b *bolt.Bucket, at uint64, hashes []Hash) error {
 	b.FillPercent = fillPercent
 	for len(hashes) > 0 {
-		key, within := indexKey(at/blockHashes), int(at%blockHashes) //nolint:gosec // below 32
+		key, within := indexKey(at/blockHashes), int(at%blockHashes)
 		block := make([]byte, 0, blockSize)
 		if within > 0 {
 			old := b.Get(key)
@@ -102,7 +102,7 @@ func writeHashes(b *bolt.Bucket, at uint64, hashes []Hash) error {
 		if err := b.Put(key, block); err != nil {
 			return err
 		}
-		hashes, at = hashes[n:], at+uint64(n) //nolint:gosec // at most 32
+		hashes, at = hashes[n:], at+uint64(n)
 	}
 	return nil
 }
@@ -117,10 +117,10 @@ type treeReader struct {
 func (r treeReader) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	out := make([]tlog.Hash, len(indexes))
 	for i, at := range indexes {
-		block := r.b.Get(indexKey(uint64(at) / blockHashes)) //nolint:gosec // not negative
+		block := r.b.Get(indexKey(uint64(at) / blockHashes))
 		from := int(at%blockHashes) * hashSize
 		if len(block) < from+hashSize {
-			return nil, r.j.damaged(int64(leafOf(uint64(at))), "its hash in the tree is missing") //nolint:gosec // in range
+			return nil, r.j.damaged(int64(leafOf(uint64(at))), "its hash in the tree is missing")
 		}
 		copy(out[i][:], block[from:])
 	}
@@ -133,7 +133,7 @@ func (r treeReader) frontierAt(n uint64) (frontier, error) {
 	var at []int64
 	for done := uint64(0); done < n; {
 		level := bits.Len64(n-done) - 1
-		at = append(at, tlog.StoredHashIndex(level, int64(done>>level))) //nolint:gosec // below 2^53
+		at = append(at, tlog.StoredHashIndex(level, int64(done>>level)))
 		done += 1 << level
 	}
 	hashes, err := r.ReadHashes(at)
@@ -167,7 +167,7 @@ func (j *Journal) Prove(index, size uint64) (p Proof, err error) {
 		return nil, fmt.Errorf("journal %s: a tree of %d entries has no entry %d", j.path, size, index)
 	}
 	err = j.viewTree(size, func(r treeReader) error {
-		hashes, err := tlog.ProveRecord(int64(size), int64(index), r) //nolint:gosec // below 2^53
+		hashes, err := tlog.ProveRecord(int64(size), int64(index), r)
 		p = fromTlog(hashes)
 		return err
 	})
@@ -181,7 +181,7 @@ func (j *Journal) ProveTree(older, size uint64) (p Proof, err error) {
 		return nil, fmt.Errorf("journal %s: a tree of %d entries does not grow out of one of %d", j.path, size, older)
 	}
 	err = j.viewTree(size, func(r treeReader) error {
-		hashes, err := tlog.ProveTree(int64(size), int64(older), r) //nolint:gosec // below 2^53
+		hashes, err := tlog.ProveTree(int64(size), int64(older), r)
 		p = fromTlog(hashes)
 		return err
 	})
@@ -245,7 +245,7 @@ func compareHashes(b *bolt.Bucket, at uint64, want []Hash) (bad uint64, ok bool)
 	c := b.Cursor()
 	k, block := c.Seek(indexKey(at / blockHashes))
 	for len(want) > 0 {
-		within := int(at % blockHashes) //nolint:gosec // below 32
+		within := int(at % blockHashes)
 		n := min(blockHashes-within, len(want))
 		if len(k) != 8 || binary.BigEndian.Uint64(k) != at/blockHashes {
 			return at, false
@@ -253,10 +253,10 @@ func compareHashes(b *bolt.Bucket, at uint64, want []Hash) (bad uint64, ok bool)
 		for i, h := range want[:n] {
 			from := (within + i) * hashSize
 			if from+hashSize > len(block) || !bytes.Equal(block[from:from+hashSize], h[:]) {
-				return at + uint64(i), false //nolint:gosec // below 32
+				return at + uint64(i), false
 			}
 		}
-		want, at = want[n:], at+uint64(n) //nolint:gosec // at most 32
+		want, at = want[n:], at+uint64(n)
 		k, block = c.Next()
 	}
 	return 0, true

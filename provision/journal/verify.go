@@ -183,7 +183,7 @@ func (v *verifier) run(ctx context.Context, progress Progress) error {
 	case errRows != nil:
 		return errRows
 	case v.prev != v.head:
-		return v.j.damaged(int64(v.size-1), "its hash is not the head's") //nolint:gosec // below 2^53
+		return v.j.damaged(int64(v.size-1), "its hash is not the head's")
 	}
 	if v.from == 0 && digest != v.rows {
 		v.indexWrong = true
@@ -198,7 +198,7 @@ func (v *verifier) begin(tx *bolt.Tx) (err error) {
 	}
 	line := tx.Bucket(bucketEntries).Get(indexKey(v.from - 1))
 	if line == nil {
-		return v.j.damaged(int64(v.from-1), "it is missing") //nolint:gosec // below 2^53
+		return v.j.damaged(int64(v.from-1), "it is missing")
 	}
 	v.prev = HashLine(line)
 	return nil
@@ -228,7 +228,7 @@ func (v *verifier) chunk(lo uint64) chunk {
 		}
 		at := storedCount(lo)
 		if bad, ok := compareHashes(tx.Bucket(bucketTree), at, hashes); !ok {
-			c.err = v.j.damaged(int64(leafOf(bad)), "its hash is not the one in the tree: one of the two was changed") //nolint:gosec // below 2^53
+			c.err = v.j.damaged(int64(leafOf(bad)), "its hash is not the one in the tree: one of the two was changed")
 			c.n = leafOf(bad) - lo
 		}
 		return nil
@@ -241,7 +241,7 @@ func (v *verifier) chunk(lo uint64) chunk {
 
 // one checks entry i by itself and against the one before it in the chunk.
 func (v *verifier) one(c *chunk, i uint64, key, line []byte, units *bolt.Bucket) error {
-	at := int64(i) //nolint:gosec // below 2^53
+	at := int64(i)
 	if len(key) != 8 || binary.BigEndian.Uint64(key) != i {
 		return v.j.damaged(at, "it is missing")
 	}
@@ -283,7 +283,7 @@ func (v *verifier) take(c chunk) error {
 		return c.err
 	}
 	if c.prev != v.prev {
-		return v.j.damaged(int64(c.lo), "it does not follow the entry before it: one of the two was changed") //nolint:gosec // below 2^53
+		return v.j.damaged(int64(c.lo), "it does not follow the entry before it: one of the two was changed")
 	}
 	if v.states != nil {
 		for _, f := range c.facts {
@@ -319,7 +319,7 @@ func (v *verifier) take(c chunk) error {
 	}
 	return v.j.explain(v.j.db.View(func(tx *bolt.Tx) error {
 		if _, ok := compareHashes(tx.Bucket(bucketTree), at-uint64(len(larger)), larger); !ok {
-			return v.j.damaged(int64(c.lo+c.n-1), "a hash of the tree above it was changed") //nolint:gosec // below 2^53
+			return v.j.damaged(int64(c.lo+c.n-1), "a hash of the tree above it was changed")
 		}
 		return nil
 	}))
@@ -353,12 +353,12 @@ func (v *verifier) end(tx *bolt.Tx) error {
 	}
 	size := binary.BigEndian.Uint64(stored)
 	if k, _ := tx.Bucket(bucketEntries).Cursor().Last(); !bytes.Equal(k, indexKey(size-1)) {
-		return v.j.damaged(int64(size), "it lies behind the head") //nolint:gosec // below 2^53
+		return v.j.damaged(int64(size), "it lies behind the head")
 	}
 	last := storedCount(size)
 	if k, block := tx.Bucket(bucketTree).Cursor().Last(); !bytes.Equal(k, indexKey((last-1)/blockHashes)) ||
-		len(block) != int((last-1)%blockHashes+1)*hashSize { //nolint:gosec // at most 32
-		return v.j.damaged(int64(size), "the tree goes on behind the head") //nolint:gosec // below 2^53
+		len(block) != int((last-1)%blockHashes+1)*hashSize {
+		return v.j.damaged(int64(size), "the tree goes on behind the head")
 	}
 	return nil
 }
@@ -448,7 +448,7 @@ func (v *verifier) checkCopy(ctx context.Context) error {
 		err = c.compare()
 	}
 	if err == nil && c.next < v.size {
-		err = v.j.damaged(int64(c.next), "its copy "+CopyPath(v.j.path)+" lacks it") //nolint:gosec // below 2^53
+		err = v.j.damaged(int64(c.next), "its copy "+CopyPath(v.j.path)+" lacks it")
 	}
 	var damaged *DamagedError
 	if errors.As(err, &damaged) {
@@ -474,7 +474,7 @@ func (c *copyCheck) compare() error {
 		for _, end := range c.ends {
 			line := c.arena[start:end]
 			start = end
-			at := int64(c.next) //nolint:gosec // below 2^53
+			at := int64(c.next)
 			if cp, ok, err := parseCheckpointLine(line); ok {
 				if err != nil || !bytes.Equal(signed.Get(indexKey(cp.Size)), cp.Note) {
 					return c.v.j.damaged(at, "before it, its copy "+CopyPath(c.v.j.path)+" has a checkpoint that the database does not have")
@@ -499,7 +499,7 @@ func (c *copyCheck) compare() error {
 // ordered does n pieces of work with all processors and takes the results in
 // their order, until one is not taken.
 func ordered[T any](ctx context.Context, n uint64, work func(k uint64) T, take func(T) error) error {
-	workers := min(n, uint64(runtime.GOMAXPROCS(0))) //nolint:gosec // positive
+	workers := min(n, uint64(runtime.GOMAXPROCS(0)))
 	if workers <= 1 {
 		for k := range n {
 			if err := ctx.Err(); err != nil {
