@@ -283,6 +283,9 @@ func (u *unit) recogniseKey(ctx context.Context, m keystore.Meta) error {
 		return keystoreFailure(ctx, err)
 	}
 	for _, b := range u.now.KeyBlocks() {
+		if b.Name != u.past.burnBlock {
+			continue // makePlan says what it thinks of keys elsewhere
+		}
 		same := !b.ReadProtected && b.Fingerprint == efuse.Fingerprint(m.Fingerprint)
 		hidden := b.ReadProtected && u.past.intents[stageProtect]
 		if same || hidden {
@@ -395,26 +398,25 @@ func (u *unit) setPlan(todo []efuse.Stage) error {
 // at is the index in the plan of the first stage that is not burned.
 func (u *unit) at() int { return len(u.plan.Stages()) - len(u.todo) }
 
-// keyBlock is the block that holds this job's key, or the first free one.
+// keyBlock is the block that holds this job's key, or the first free one. A key in
+// any other block is a foreign one, also when nothing says yet what it is for.
 func (u *unit) keyBlock() (string, error) {
-	blocks := u.now.KeyBlocks()
-	var used []string
-	for i, b := range blocks {
-		if u.model.EFuse.NoXTSInLastKey && i == u.model.EFuse.KeyBlocks-1 {
-			continue
-		}
-		if u.past.keyBurned && !b.Free {
-			return b.Name, nil
-		}
-		if !b.Free {
+	own, used := "", []string(nil)
+	for i, b := range u.now.KeyBlocks() {
+		fits := !u.model.EFuse.NoXTSInLastKey || i != u.model.EFuse.KeyBlocks-1
+		switch {
+		case u.past.keyBurned && b.Name == u.past.burnBlock:
+			own = b.Name
+		case !b.Free:
 			used = append(used, b.Name)
-			continue
-		}
-		if !u.past.keyBurned && len(used) == 0 {
-			return b.Name, nil
+		case !u.past.keyBurned && own == "" && fits:
+			own = b.Name
 		}
 	}
-	return "", u.surprise(fmt.Sprintf("key blocks are in use or protected: %s", strings.Join(used, ", ")))
+	if own == "" || len(used) > 0 {
+		return "", u.surprise(fmt.Sprintf("key blocks are in use or protected: %s", strings.Join(used, ", ")))
+	}
+	return own, nil
 }
 
 // takeCustody stores the key and proves it, directly before the burn.
