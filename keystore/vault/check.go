@@ -53,8 +53,8 @@ const checkWorkers = 32
 
 // Check looks at every unit: its claims, what is stored for it, its states. It
 // needs a role that may list; with the auditor's it reads no key. Per unit it
-// makes one LIST, and per key three requests and one for each state; it holds 22
-// bytes per unit. found is called from one goroutine at a time.
+// makes two requests, and per key three and one for each state; it holds 28 bytes
+// per unit. found is called from one goroutine at a time.
 func (s *Store) Check(ctx context.Context, found func(Finding)) (CheckStats, error) {
 	units, err := s.units(ctx)
 	if err != nil {

@@ -44,6 +44,9 @@
 //     somebody else is never burned, and one that may be in silicon is never
 //     given up, whatever was read before.
 //
+// Reserve writes the claim ahead of the record, for the time while the flash is
+// written; nothing of the above changes by it.
+//
 // A crash between two writes leaves a prefix of: claim, record, states. A claim
 // without a record is shown by List as a stored key whose Receipt is zero. It
 // blocks the unit until somebody supersedes it, which the engine does for its own
