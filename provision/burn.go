@@ -34,6 +34,7 @@ func (u *unit) burn(ctx context.Context) error {
 		u.burning = true
 		saw, err := u.burnUntilKnown(ctx)
 		if err == nil && isKey {
+			u.key.Wipe() // chip and keystore have it: nothing here needs it any more
 			if terr := u.tellStore(ctx, "read back"); terr != nil {
 				saw["keystore"] = terr.Error()
 			}

@@ -142,6 +142,7 @@ func (e *Engine) Run(ctx context.Context, line Line, job *Job) *Result {
 			Images: []ImageResult{}, Steps: []StepResult{},
 		},
 	}
+	defer func() { u.key.Wipe() }() // also when an observer panics
 	err := u.run(ctx)
 	u.key.Wipe()
 	u.finish(ctx, err)
@@ -252,12 +253,25 @@ func (u *unit) finish(ctx context.Context, err error) {
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline)
 	defer cancel()
 	if jerr := u.write(wctx, stepVerdict, journal.KindVerdict, body); jerr != nil && u.res.Cause != CauseJournal {
-		// A verdict that nobody can prove later is no PASS.
-		u.res.take(&Failure{
-			Cause: CauseJournal, Reason: fmt.Sprintf("the verdict %s could not be written to the journal", u.res.Verdict),
-			NextStep: "mend the journal, then start the same job again", Err: jerr,
-		})
+		u.unwritten(jerr)
 	}
+}
+
+// unwritten is for a verdict that the journal did not take: one that nobody can
+// prove later is no PASS. A unit that is to be set aside stays so.
+func (u *unit) unwritten(err error) {
+	if u.res.Verdict == Quarantined {
+		u.res.Reason += fmt.Sprintf("; and the verdict could not be written to the journal: %v", err)
+		return
+	}
+	f := &Failure{
+		Cause: CauseJournal, Reason: fmt.Sprintf("the verdict %s could not be written to the journal", u.res.Verdict),
+		NextStep: "mend the journal, then start the same job again", Err: err,
+	}
+	if u.res.Reason != "" {
+		f.Reason += fmt.Sprintf(" (it was: %s)", u.res.Reason)
+	}
+	u.res.take(f)
 }
 
 func (u *unit) write(ctx context.Context, step string, kind journal.Kind, body map[string]any) error {

@@ -32,6 +32,7 @@ func (u *unit) writeFlash(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer cipher.Wipe() // it holds a copy of the key
 	regions, err := u.job.Layout.Encrypt(cipher)
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ type imageCmd struct {
 // cryptFlags are what both directions need.
 type cryptFlags struct {
 	Chip             string  `help:"The chip; it decides the scheme." required:"" placeholder:"C"`
-	KeyFile          string  `help:"The key: 32 bytes (24 for an ESP32 with 3/4 coding, 64 for XTS-AES-256, 16 for the ESP32-C2's derived key)." required:"" placeholder:"F"`
+	KeyFile          string  `help:"The key: 32 bytes, or 24 for an ESP32 with 3/4 coding." required:"" placeholder:"F"`
 	Address          address `help:"The flash address of the first byte." required:"" placeholder:"A"`
 	FlashCryptConfig *uint8  `help:"FLASH_CRYPT_CONFIG of an ESP32, 0 to 15. Default: 15." placeholder:"N"`
 	In               string  `arg:"" help:"The file to read." placeholder:"IN"`
@@ -100,7 +100,9 @@ func (c cryptFlags) run(pad bool, mode fs.FileMode, transform func(flashcrypt.Ci
 		}
 		b = append(b, bytes.Repeat([]byte{0xFF}, int(m.EncryptedAlign)-over)...)
 	}
-	if err := transform(cipher, b); err != nil {
+	err = transform(cipher, b)
+	cipher.Wipe()
+	if err != nil {
 		return err
 	}
 	return writeWhole(c.Out, b, mode)
