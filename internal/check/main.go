@@ -54,7 +54,14 @@ func run(ctx context.Context, only string) error {
 	}
 	// The tests come last: their closing lines end the output.
 	steps := []step{{"build", build}, {"vet", vet}, {"generate", generate}, {"lint", lint}, {"test", test}}
+	return runSteps(ctx, steps, only)
+}
+
+// runSteps goes on after a step that failed, so that a finding of the linter does
+// not hide what the tests say. Without a build there is nothing to go on with.
+func runSteps(ctx context.Context, steps []step, only string) error {
 	ran := false
+	var failed []error
 	for _, s := range steps {
 		if only != "" && only != s.name {
 			continue
@@ -63,14 +70,19 @@ func run(ctx context.Context, only string) error {
 		fmt.Printf("== %s\n", s.name)
 		start := time.Now()
 		if err := s.run(ctx); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
+			fmt.Printf("== %s: FAILED, %s\n", s.name, time.Since(start).Round(time.Second))
+			failed = append(failed, fmt.Errorf("%s: %w", s.name, err))
+			if s.name == "build" || ctx.Err() != nil {
+				break
+			}
+			continue
 		}
 		fmt.Printf("== %s: ok, %s\n", s.name, time.Since(start).Round(time.Second))
 	}
 	if !ran {
 		return fmt.Errorf("there is no step %q: write build, vet, generate, lint or test", only)
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 func moduleRoot() (string, error) {
