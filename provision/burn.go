@@ -272,11 +272,18 @@ func (u *unit) close(ctx context.Context) error {
 	intent := map[string]any{"plan_sha256": Hash(u.plan.Hash()), "fuse": fuse}
 	return u.oneWay(ctx, stageClose, intent, func(ctx context.Context) (observed, error) {
 		u.burning = true
+		var unknown *efuse.IndeterminateError
 		rep, err := u.burnOnce(ctx)
+		for try := 1; err != nil && try < burnTries && !burnedWrong(err) && !errors.As(err, &unknown); try++ {
+			// Nothing was sent that burns: the line gets another chance.
+			if perr := u.prepareBurn(ctx); perr != nil {
+				return observed{"fuse": fuse, "burn_error": err.Error()}, perr
+			}
+			rep, err = u.burnOnce(ctx)
+		}
 		saw := observed{"fuse": fuse, "report": rep}
 		if err != nil {
 			saw["burn_error"] = err.Error()
-			var unknown *efuse.IndeterminateError
 			if burnedWrong(err) {
 				return saw, quarantine("set the board aside for an engineer", "%s: %v", stageClose, err)
 			}

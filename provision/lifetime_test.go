@@ -85,3 +85,22 @@ func TestUnwrittenVerdict(t *testing.T) {
 		}
 	})
 }
+
+// A fault on the line before the closing command was sent costs a reset, not the
+// unit's run: nothing was burned by it.
+func TestCloseIsTriedAgainBeforeItWasSent(t *testing.T) {
+	const writeReg = 0x09
+	bothChips(t, func(t *testing.T, name string) {
+		var before int
+		b := newMemoryBench(t)
+		c := b.board(espsim.Options{Model: model(t, name)})
+		b.at["close"] = func() { before = c.Requests(writeReg) }
+		wantPass(t, b.run(t.Context(), c, sampleJob(t, name, "release")))
+		for _, nth := range []int{1, 5, 12} {
+			b := newMemoryBench(t)
+			wantPass(t, b.run(t.Context(), b.board(espsim.Options{Model: model(t, name), Faults: espsim.Faults{
+				Refuse: []espsim.Refusal{{Op: writeReg, Nth: before + nth, Status: [2]byte{1, 7}}},
+			}}), sampleJob(t, name, "release")))
+		}
+	})
+}
