@@ -86,8 +86,8 @@ func ParseCheckpoint(signed []byte) (Checkpoint, error) {
 		return bad("it is too long")
 	}
 	text, signatures, ok := strings.Cut(string(signed), "\n\n")
-	if !ok || !strings.HasPrefix(signatures, "— ") || !strings.HasSuffix(signatures, "\n") {
-		return bad("it is no signed note")
+	if !ok || !oneSignature(signatures) {
+		return bad("it is no note with one signature")
 	}
 	lines := strings.Split(text, "\n")
 	if len(lines) != 6 {
@@ -122,6 +122,16 @@ func ParseCheckpoint(signed []byte) (Checkpoint, error) {
 		return bad("it is not written in the one form that it has")
 	}
 	return c, nil
+}
+
+// oneSignature reports whether the end of a note is one line in the one form that
+// it has: base64 alone would leave some bits of its last character open.
+func oneSignature(s string) bool {
+	line, ok := strings.CutSuffix(s, "\n")
+	name, sig, cut := strings.Cut(strings.TrimPrefix(line, "— "), " ")
+	raw, err := base64.StdEncoding.Strict().DecodeString(sig)
+	return ok && cut && err == nil && len(raw) == 4+ed25519.SignatureSize && name != "" &&
+		s == "— "+name+" "+base64.StdEncoding.EncodeToString(raw)+"\n"
 }
 
 // Verify checks the signature.

@@ -267,7 +267,7 @@ func (j *docJournal) checkpoint(signed, publicKey string) error {
 	if !ok || !isOurs || len(lines) != 7 {
 		return errors.New("no note of this key")
 	}
-	raw, err := base64.StdEncoding.DecodeString(signature)
+	raw, err := base64.StdEncoding.Strict().DecodeString(signature)
 	if err != nil || len(raw) != 4+ed25519.SignatureSize || binary.BigEndian.Uint32(raw) != binary.BigEndian.Uint32(hash) {
 		return errors.New("no signature")
 	}
