@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/internal/secret"
 	"github.com/provisiond/provisiond/keystore"
@@ -324,8 +325,13 @@ func (u *unit) proveClosed(ctx context.Context) error {
 // is none: an unplugged cable is silent too.
 func (u *unit) closingEvidence(ctx context.Context, fuse string, rep *efuse.Report) (*Closing, error) {
 	var readBack *Closing
+	// On the newer chips the loader obeys the fuse at once, so one that still reads
+	// registers has not been closed.
+	obeysLater := u.model.EFuse.Kind == chip.EFuseESP32
 	if rep != nil && rep.After != nil && !rep.LoaderLost {
 		u.see(rep.After)
+	}
+	if obeysLater && rep != nil && rep.After != nil && !rep.LoaderLost {
 		if v, err := u.now.Field(fuse); err == nil && v == 1 {
 			readBack = &Closing{Fuse: fuse, Evidence: EvidenceReadBack, Raw: blockHex(u.now)}
 		}

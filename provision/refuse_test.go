@@ -180,29 +180,27 @@ func TestRefusesKeyBlock(t *testing.T) {
 			setField(t, c, fieldNamed(t, c, "WR_DIS"), 1<<tab.Blocks()[keyBlockIndex[c.Model().Name]].WRDis)
 		},
 		"purpose set": func(t *testing.T, c *espsim.Chip) {
-			if c.Model().EFuse.Kind == chip.EFuseRS {
-				setField(t, c, fieldNamed(t, c, "KEY_PURPOSE_0"), 9)
-				return
-			}
-			t.Skip("the ESP32 has no purposes")
+			setField(t, c, fieldNamed(t, c, "KEY_PURPOSE_0"), 9)
 		},
 		"purpose write-protected": func(t *testing.T, c *espsim.Chip) {
-			if c.Model().EFuse.Kind != chip.EFuseRS {
-				t.Skip("the ESP32 has no purposes")
-			}
 			setField(t, c, fieldNamed(t, c, "WR_DIS"), 1<<fieldNamed(t, c, "KEY_PURPOSE_0").WRDis)
 		},
 		"digest of Secure Boot": func(t *testing.T, c *espsim.Chip) {
-			if c.Model().EFuse.Kind != chip.EFuseRS {
-				t.Skip("foreign Secure Boot digests are in BLOCK2")
+			block := 5 // KEY1
+			if c.Model().EFuse.Kind == chip.EFuseESP32 {
+				block = 2
+			} else {
+				setField(t, c, fieldNamed(t, c, "KEY_PURPOSE_1"), 9)
 			}
-			if err := c.SetFuse(5, 0, 0xABCD); err != nil {
+			if err := c.SetFuse(block, 0, 0xABCD); err != nil {
 				t.Fatal(err)
 			}
-			setField(t, c, fieldNamed(t, c, "KEY_PURPOSE_1"), 9)
 		},
 	} {
 		for _, chipName := range chip.Names() {
+			if strings.HasPrefix(name, "purpose") && model(t, chipName).EFuse.Kind != chip.EFuseRS {
+				continue // no purposes
+			}
 			inBubble(t, chipName+"/"+name, func(t *testing.T) {
 				b := newMemoryBench(t)
 				c := b.board(espsim.Options{Model: model(t, chipName)})

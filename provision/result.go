@@ -2,6 +2,7 @@ package provision
 
 import (
 	"encoding/hex"
+	"fmt"
 	"time"
 
 	"github.com/provisiond/provisiond/efuse"
@@ -21,6 +22,19 @@ func (h Hash) String() string {
 
 // MarshalText makes the hash a hex string in JSON.
 func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (h *Hash) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*h = Hash{}
+		return nil
+	}
+	if len(b) != hex.EncodedLen(len(h)) {
+		return fmt.Errorf("%d characters are no SHA-256 in hex", len(b))
+	}
+	_, err := hex.Decode(h[:], b)
+	return err
+}
 
 // Result is what a run on one unit came to: one JSON object per unit on the
 // command line and in the API.
@@ -42,7 +56,7 @@ type Result struct {
 	PlanSHA256     Hash               `json:"plan_sha256"`
 	EFuseBefore    []efuse.BlockWords `json:"efuse_before"`
 	EFuseAfter     []efuse.BlockWords `json:"efuse_after"` // the last snapshot that could be read
-	Closing        *Closing           `json:"closing,omitempty"`
+	Closing        *Closing           `json:"closing"`     // null while the loader stays open
 	Images         []ImageResult      `json:"images"`
 	Steps          []StepResult       `json:"steps"`
 	BytesWritten   int64              `json:"bytes_written"`
