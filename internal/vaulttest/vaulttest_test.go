@@ -3,6 +3,7 @@ package vaulttest_test
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +35,12 @@ func TestServer(t *testing.T) {
 // TestClusterSurvivesItsLeader kills the leader and waits for another.
 func TestClusterSurvivesItsLeader(t *testing.T) {
 	s := vaulttest.Cluster(t, 3)
+	for _, n := range s.Nodes {
+		// With a second loop, a node does not notice that it lost the lead.
+		if loops := strings.Count(n.Log(), "entering standby mode"); loops != 1 {
+			t.Errorf("%s has %d standby loops", n.Addr, loops)
+		}
+	}
 	first := s.Leader(t)
 	first.Kill()
 	second := s.Leader(t)
