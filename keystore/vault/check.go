@@ -104,14 +104,19 @@ func (k *checker) report(kind FindingKind, unit chip.MAC, fp keystore.Fingerprin
 }
 
 func (k *checker) unit(ctx context.Context, unit chip.MAC) error {
-	names, err := k.s.c.list(ctx, unitPath(unit)+"/")
-	if err != nil {
-		return err
-	}
 	if unit.LocallyAdministered() != k.s.info.TestStore {
 		k.report(FindingWrongKind, unit, keystore.Fingerprint{}, "simulated units and real ones do not share a store")
 	}
-	metas, err := k.s.List(ctx, unit)
+	var names []string
+	var metas []keystore.Meta
+	// What is missing at first sight may be the view of a server that lags.
+	_, err := k.s.settled(ctx, func(ctx context.Context) (_ bool, err error) {
+		if names, err = k.s.c.list(ctx, unitPath(unit)+"/"); err != nil {
+			return false, err
+		}
+		metas, err = k.s.List(ctx, unit)
+		return whole(names, metas), err
+	})
 	if errors.Is(err, keystore.ErrDamaged) {
 		k.report(FindingDamaged, unit, keystore.Fingerprint{}, "%v", err)
 		return nil
@@ -150,6 +155,22 @@ func (k *checker) unit(ctx context.Context, unit chip.MAC) error {
 		}
 	}
 	return nil
+}
+
+// whole reports whether names and claims name the same records.
+func whole(names []string, metas []keystore.Meta) bool {
+	for _, m := range metas {
+		if m.Receipt.Ref == "" && !m.Superseded() || m.Receipt.Ref != "" && !slices.Contains(names, m.Fingerprint.String()) {
+			return false
+		}
+	}
+	for _, name := range names {
+		fp, err := keystore.ParseFingerprint(strings.TrimSuffix(name, "/"))
+		if err == nil && !slices.ContainsFunc(metas, func(m keystore.Meta) bool { return m.Fingerprint == fp }) {
+			return false
+		}
+	}
+	return true
 }
 
 func (k *checker) count(unit chip.MAC, m keystore.Meta) {

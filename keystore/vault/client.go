@@ -378,6 +378,43 @@ func (c *client) read(ctx context.Context, method, path string) (reply, error) {
 	}
 }
 
+// fence makes the server that is asked prove that it leads, or knows who does:
+// a renewal of our own token is a write, and a write that was answered is in what
+// the same server reads from then on, with all before it. It gives the number of
+// that server. A token that may not be renewed (a rework ticket) proves nothing;
+// then only asking again is left.
+func (c *client) fence(ctx context.Context) (uint32, error) {
+	p := c.patience(ctx)
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, fmt.Errorf("keystore/vault: %w", err)
+		}
+		token, err := c.session.use(ctx)
+		if err != nil {
+			return 0, err
+		}
+		r, n := c.send(ctx, p.limit, http.MethodPut, "auth/token/renew-self", []byte("{}"))
+		switch r.verdict {
+		case good, refused:
+			p.answered(c)
+			return n, nil
+		case notFound, misplaced:
+			return 0, r.err
+		case badToken:
+			c.session.spoil(token)
+		case notNow, unknown:
+			p.failed(c)
+			c.next(n)
+		}
+		if !p.next(ctx) {
+			if err := ctx.Err(); err != nil {
+				return 0, fmt.Errorf("keystore/vault: %w", err)
+			}
+			return 0, r.err
+		}
+	}
+}
+
 // created is how a create ended.
 type created int
 

@@ -117,6 +117,12 @@ func (l *lineUp) check(t *testing.T, x *site) {
 				if !c.confirmed {
 					continue
 				}
+				if len(metas) != 1 {
+					t.Errorf("unit %s has custody and %d keys are listed", r.Unit, len(metas))
+				}
+				if _, err := auditor.Confirm(t.Context(), r.Unit, r.Fingerprint); err != nil {
+					t.Errorf("custody of unit %s is lost: %v", r.Unit, err)
+				}
 				got, err := ota.Load(t.Context(), r.Unit, r.Fingerprint)
 				if err != nil || !got.Key.Equal(r.Key) {
 					t.Errorf("key of unit %s is lost: %v", r.Unit, err)

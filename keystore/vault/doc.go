@@ -75,5 +75,14 @@
 // was cut off and does not know it yet may answer reads for a moment from an
 // older state. That is why all conclusions rest on what only ever becomes true:
 // a record that exists, a state that was written, an answer to cas=0. An old
-// "not there" leads to a write, which the cut-off leader cannot commit.
+// "not there" leads to a write, which the cut-off leader cannot commit. Where
+// "not there" itself is the answer (Confirm, Load, AddState, Check), it is
+// believed only from a server that has just written for us: see settled.
+//
+// One thing no client can see: a node of Vault 1.21.2 that is given its unseal
+// key again while it still joins the cluster runs its standby loop twice, stays
+// active when it loses the lead, and then answers from its cache, to cas=0 as
+// well. Its log says "entering standby mode" twice. Confirm does not take such a
+// node's "not there" for custody; but two stations that race for one unit could
+// both win there. docs/keystore-vault.md tells operators.
 package vault

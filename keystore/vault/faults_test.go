@@ -283,3 +283,53 @@ type roundTrip func(*http.Request) (*http.Response, error)
 func (f roundTrip) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
 func body(text string) io.ReadCloser { return io.NopCloser(strings.NewReader(text)) }
+
+// TestStaleServer: a server that lags behind and does not know it shows none of
+// a unit's entries. Until it has written for us, nobody believes it.
+func TestStaleServer(t *testing.T) {
+	x := newSite(t, vaulttest.New(t), "kv", true)
+	s, broken := x.broken(t, RoleStation, 20*time.Second)
+	ota, otaLine := x.broken(t, RoleOTA, 20*time.Second)
+	r := keystoretest.NewRecord(t, keystoretest.Simulated(1))
+	created, err := s.Create(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// stale answers 404 to every look whose path has this part, for as long as
+	// nothing was written, or for ever.
+	stale := func(l *line, part string, forEver bool) {
+		wrote := false
+		l.breakAt(func(req *http.Request) *fault {
+			if req.Method == http.MethodPut {
+				wrote = true
+			} else if (!wrote || forEver) && strings.Contains(req.URL.Path, part) {
+				return &fault{name: "stale", status: http.StatusNotFound}
+			}
+			return nil
+		})
+	}
+	for _, part := range []string{"/subkeys/", "/claim/"} {
+		stale(broken, part, false)
+		if confirmed, err := s.Confirm(t.Context(), r.Unit, r.Fingerprint); err != nil || confirmed != created {
+			t.Errorf("%s lags: confirmed %+v, %v", part, confirmed, err)
+		}
+		stale(broken, part, true)
+		if _, err := s.Confirm(t.Context(), r.Unit, r.Fingerprint); !errors.Is(err, keystore.ErrNotFound) {
+			t.Errorf("%s is lost: %v", part, err)
+		}
+	}
+	for _, kind := range []keystore.StateKind{keystore.MayBeInSilicon, keystore.InSilicon} {
+		stale(broken, "/units/", false)
+		if _, err := s.AddState(t.Context(), r.Unit, r.Fingerprint, keystore.State{Kind: kind, Job: r.Job}); err != nil {
+			t.Errorf("%s with a server that lags: %v", kind, err)
+		}
+		stale(broken, "/state/", false)
+		if _, err := s.AddState(t.Context(), r.Unit, r.Fingerprint, keystore.State{Kind: kind, Job: r.Job}); err != nil {
+			t.Errorf("%s again with a server that lags: %v", kind, err)
+		}
+	}
+	stale(otaLine, "/data/", false)
+	if got, err := ota.Load(t.Context(), r.Unit, r.Fingerprint); err != nil || !got.Key.Equal(r.Key) {
+		t.Errorf("load: %v", err)
+	}
+}

@@ -142,14 +142,33 @@ func (s *Store) put(ctx context.Context, path string, body []byte, look func(con
 	return how == storedNow, r, err
 }
 
-// settled looks at what a create was refused for. A leader that was cut off may
-// still answer from before, so "not there" is asked again a few times.
+// settled looks until something is there, and believes "not there" only from a
+// server that has just written. A leader that was cut off still answers from
+// before and cannot write. One that lost the lead and has it again may have the
+// old answer in its cache for a moment more, so it is asked a few times.
 func (s *Store) settled(ctx context.Context, look func(context.Context) (bool, error)) (bool, error) {
-	p := s.c.patience(ctx)
-	for try := 1; ; try++ {
+	ok, err := look(ctx)
+	if err != nil || ok {
+		return ok, err
+	}
+	p := *s.c.patience(ctx) // its own waits: an answer does not shorten them
+	p.wait = firstWait
+	for try := 1; ; {
+		n, err := s.c.fence(ctx)
+		if err != nil {
+			return false, err
+		}
 		ok, err := look(ctx)
-		if err != nil || ok || try == 5 || !p.next(ctx) {
+		if err != nil || ok {
 			return ok, err
+		}
+		if s.c.current.Load() == n { // the same server wrote and read
+			if try++; try > 4 {
+				return false, nil
+			}
+		}
+		if !p.next(ctx) {
+			return false, errors.Join(fmt.Errorf("%w: %s: the servers change too fast to tell what is stored", keystore.ErrUnavailable, s.where()), ctx.Err())
 		}
 	}
 }
@@ -198,12 +217,7 @@ func (s *Store) Create(ctx context.Context, r keystore.Record) (keystore.Receipt
 		}
 		return s.receipt(r.Unit, r.Fingerprint, a.Data)
 	}
-	var h header
-	var v version
-	ok, err := s.settled(ctx, func(ctx context.Context) (ok bool, err error) {
-		h, v, ok, err = s.header(ctx, r.Unit, r.Fingerprint)
-		return ok, err
-	})
+	h, v, ok, err := s.settledHeader(ctx, r.Unit, r.Fingerprint)
 	switch {
 	case err != nil:
 		return keystore.Receipt{}, fmt.Errorf("%w: %s: %w", keystore.ErrUnknownOutcome, path, err)
@@ -328,19 +342,46 @@ func notFoundError(unit chip.MAC, fp keystore.Fingerprint) error {
 
 // Confirm proves custody: the entry is read through subkeys, so Vault opened its
 // stored bytes, and its path and its clear names name this key. No value is read.
+// A claim must name the key too, or nobody would find it: List walks the claims.
 func (s *Store) Confirm(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint) (keystore.Receipt, error) {
 	if err := s.check(ctx); err != nil {
 		return keystore.Receipt{}, err
 	}
 	ctx = s.c.begin(ctx)
-	_, v, ok, err := s.header(ctx, unit, fp)
+	_, v, ok, err := s.settledHeader(ctx, unit, fp)
 	if err != nil {
 		return keystore.Receipt{}, err
 	}
 	if !ok {
 		return keystore.Receipt{}, notFoundError(unit, fp)
 	}
+	ok, err = s.settled(ctx, func(ctx context.Context) (bool, error) { return s.claimed(ctx, unit, fp) })
+	if err != nil {
+		return keystore.Receipt{}, err
+	}
+	if !ok {
+		return keystore.Receipt{}, fmt.Errorf("%w: the record is there and no claim names it: find out who wrote it in the audit log", notFoundError(unit, fp))
+	}
 	return s.receipt(unit, fp, v)
+}
+
+// settledHeader is header, with a "not there" that can be believed.
+func (s *Store) settledHeader(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint) (h header, v version, ok bool, err error) {
+	ok, err = s.settled(ctx, func(ctx context.Context) (ok bool, err error) {
+		h, v, ok, err = s.header(ctx, unit, fp)
+		return ok, err
+	})
+	return h, v, ok, err
+}
+
+// claimed reports whether a claim of the unit names the key.
+func (s *Store) claimed(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint) (bool, error) {
+	for n := 1; ; n++ {
+		c, ok, err := s.readClaim(ctx, unit, n)
+		if err != nil || !ok || c.Fingerprint == fp {
+			return ok && err == nil, err
+		}
+	}
 }
 
 // Load gives the whole record. The role must be allowed to read values.
@@ -349,7 +390,18 @@ func (s *Store) Load(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint
 		return keystore.Record{}, err
 	}
 	ctx = s.c.begin(ctx)
-	r, _, err := s.load(ctx, unit, fp)
+	var r keystore.Record
+	ok, err := s.settled(ctx, func(ctx context.Context) (bool, error) {
+		var err error
+		r, _, err = s.load(ctx, unit, fp)
+		if errors.Is(err, keystore.ErrNotFound) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err == nil && !ok {
+		err = notFoundError(unit, fp)
+	}
 	return r, err
 }
 
@@ -481,8 +533,23 @@ func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerp
 		if n > 0 && states[n-1].Kind == st.Kind && states[n-1].Job == st.Job {
 			return receipt(n, states[n-1].Time), nil
 		}
-		if err := keystore.CheckTransition(states, st.Kind); err != nil {
-			return keystore.Receipt{}, fmt.Errorf("unit %s, key %s: %w", unit, fp, err)
+		if cause := keystore.CheckTransition(states, st.Kind); cause != nil {
+			if n > 0 && states[n-1].Kind == keystore.Superseded {
+				return keystore.Receipt{}, fmt.Errorf("unit %s, key %s: %w", unit, fp, cause) // final
+			}
+			// The states may have been read from before: is there one more?
+			var more keystore.State
+			switch ok, err := s.settled(ctx, func(ctx context.Context) (ok bool, err error) {
+				more, ok, err = s.readState(ctx, unit, fp, n+1)
+				return ok, err
+			}); {
+			case err != nil:
+				return keystore.Receipt{}, err
+			case !ok:
+				return keystore.Receipt{}, fmt.Errorf("unit %s, key %s: %w", unit, fp, cause)
+			}
+			states = append(states, more)
+			continue
 		}
 		path := statePath(unit, fp, n+1)
 		var there keystore.State
@@ -510,25 +577,17 @@ func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerp
 // known makes sure that there is something to add a state to. A claim without
 // its record may be given up or set aside; nothing else.
 func (s *Store) known(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, kind keystore.StateKind) error {
-	_, _, ok, err := s.header(ctx, unit, fp)
-	if err != nil || ok {
-		return err
-	}
-	if kind == keystore.Superseded || kind == keystore.Quarantined {
-		for n := 1; ; n++ {
-			c, ok, err := s.readClaim(ctx, unit, n)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				break
-			}
-			if c.Fingerprint == fp {
-				return nil
-			}
+	ok, err := s.settled(ctx, func(ctx context.Context) (bool, error) {
+		_, _, ok, err := s.header(ctx, unit, fp)
+		if err == nil && !ok && (kind == keystore.Superseded || kind == keystore.Quarantined) {
+			return s.claimed(ctx, unit, fp)
 		}
+		return ok, err
+	})
+	if err == nil && !ok {
+		err = notFoundError(unit, fp)
 	}
-	return notFoundError(unit, fp)
+	return err
 }
 
 // Units gives every unit that has a record or a claim, in ascending order. It
