@@ -119,7 +119,7 @@ func start(t testing.TB, o options, opts []Option) *Server {
 		if i == 0 && o.nodes > 1 {
 			// A node votes ten seconds after it joined, unless told otherwise. The
 			// first node is not active at once.
-			Eventually(t, 30*time.Second, "autopilot", func() error {
+			Eventually(t, 120*time.Second, "autopilot", func() error {
 				status, body, err := s.Do(n, s.Root, http.MethodPost, "sys/storage/raft/autopilot/configuration", map[string]any{"server_stabilization_time": "1s"})
 				if err == nil && status >= 300 {
 					err = fmt.Errorf("%d %v", status, body)
@@ -193,7 +193,7 @@ func (n *Node) Start(t testing.TB) {
 	n.mu.Lock()
 	n.cmd, n.done = cmd, done
 	n.mu.Unlock()
-	Eventually(t, 30*time.Second, "server "+n.Addr+" answers", func() error {
+	Eventually(t, 120*time.Second, "server "+n.Addr+" answers", func() error {
 		select {
 		case <-done:
 			t.Fatalf("vault server ended:\n%s", n.Log())
@@ -240,14 +240,14 @@ func (n *Node) Kill() {
 // lead, and answers from a cache that others have written behind.
 func (n *Node) Unseal(t testing.TB) {
 	t.Helper()
-	Eventually(t, 30*time.Second, "unseal of "+n.Addr, func() error {
+	Eventually(t, 120*time.Second, "unseal of "+n.Addr, func() error {
 		status, body, err := n.s.Do(n, "", http.MethodPost, "sys/unseal", map[string]any{"key": n.s.unseal})
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("%d %v", status, body)
 		}
 		return err
 	})
-	Eventually(t, 60*time.Second, n.Addr+" is unsealed", func() error {
+	Eventually(t, 240*time.Second, n.Addr+" is unsealed", func() error {
 		status, _, err := n.s.Do(n, "", http.MethodGet, "sys/health?standbyok=true", nil)
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("health is %d", status)
@@ -288,7 +288,7 @@ func (s *Server) Addrs() []string {
 func (s *Server) Leader(t testing.TB) *Node {
 	t.Helper()
 	var leader *Node
-	Eventually(t, 60*time.Second, "a leader", func() error {
+	Eventually(t, 240*time.Second, "a leader", func() error {
 		for _, n := range s.Nodes {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			status, _, err := s.do(ctx, n, "", http.MethodGet, "sys/health", nil)
@@ -305,7 +305,7 @@ func (s *Server) Leader(t testing.TB) *Node {
 
 func (s *Server) awaitVoters(t testing.TB, n int) {
 	t.Helper()
-	Eventually(t, 60*time.Second, "all nodes vote", func() error {
+	Eventually(t, 240*time.Second, "all nodes vote", func() error {
 		_, body, err := s.Do(s.Node, s.Root, http.MethodGet, "sys/storage/raft/configuration", nil)
 		if err != nil {
 			return err
@@ -317,7 +317,7 @@ func (s *Server) awaitVoters(t testing.TB, n int) {
 		return nil
 	})
 	for _, node := range s.Nodes {
-		Eventually(t, 30*time.Second, node.Addr+" knows the leader", func() error {
+		Eventually(t, 120*time.Second, node.Addr+" knows the leader", func() error {
 			_, body, err := s.Do(node, "", http.MethodGet, "sys/leader", nil)
 			if addr, _ := body["leader_address"].(string); err != nil || addr == "" {
 				return fmt.Errorf("%v %w", body, err)

@@ -42,13 +42,14 @@ func newSite(t testing.TB, srv *vaulttest.Server, mount string, test bool) *site
 		t.Fatal(err)
 	}
 	defer func() { _ = admin.Close() }()
-	_, err = admin.Setup(t.Context(), SetupOptions{
-		TestStore: test, Stations: []AppRoleOptions{{Name: stationName, CIDRs: loopback}},
-		OTA: &AppRoleOptions{CIDRs: loopback}, Auditor: &AppRoleOptions{CIDRs: loopback},
+	// Set up again while a young cluster is still choosing its leader: that is idempotent.
+	vaulttest.Eventually(t, 2*time.Minute, "the site is set up", func() error {
+		_, err := admin.Setup(t.Context(), SetupOptions{
+			TestStore: test, Stations: []AppRoleOptions{{Name: stationName, CIDRs: loopback}},
+			OTA: &AppRoleOptions{CIDRs: loopback}, Auditor: &AppRoleOptions{CIDRs: loopback},
+		})
+		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	return x
 }
 
