@@ -216,13 +216,13 @@ func TestClusterUnderFaults(t *testing.T) {
 	recovered("seal")
 	leader.Unseal(t)
 
-	progress(l.done.Load() + 40)
+	progress(min(l.done.Load()+40, units))
 	leader = srv.Leader(t)
 	leader.Signal(syscall.SIGSTOP)
 	recovered("pause")
 	leader.Signal(syscall.SIGCONT)
 
-	progress(l.done.Load() + 40)
+	progress(min(l.done.Load()+40, units))
 	leader = srv.Leader(t)
 	for _, n := range srv.Nodes {
 		if n != leader {
