@@ -169,6 +169,7 @@ func TestClusterUnderFaults(t *testing.T) {
 
 	progress := func(n int32) {
 		t.Helper()
+		n = min(n, units) // a fast machine may be at the end already
 		vaulttest.Eventually(t, 480*time.Second, fmt.Sprintf("%d units", n), func() error {
 			if d := l.done.Load(); d < n {
 				return fmt.Errorf("%d are done", d)
@@ -216,13 +217,13 @@ func TestClusterUnderFaults(t *testing.T) {
 	recovered("seal")
 	leader.Unseal(t)
 
-	progress(min(l.done.Load()+40, units))
+	progress(l.done.Load() + 40)
 	leader = srv.Leader(t)
 	leader.Signal(syscall.SIGSTOP)
 	recovered("pause")
 	leader.Signal(syscall.SIGCONT)
 
-	progress(min(l.done.Load()+40, units))
+	progress(l.done.Load() + 40)
 	leader = srv.Leader(t)
 	for _, n := range srv.Nodes {
 		if n != leader {
