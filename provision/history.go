@@ -19,16 +19,12 @@ type history struct {
 	quarantined bool
 	reason      string // of the last verdict
 	otherJob    string // another job that wrote to this unit's flash or went further
-	began       bool   // this job did so
 	intents     map[string]bool
 	keyBurned   bool // this job's key was read back, or is about to be recognised
 	fp          keystore.Fingerprint
-	hasKey      bool
 	burnFP      keystore.Fingerprint // of the key whose burn was intended last
 	burnBlock   string               // where it was to go
 	gaveUp      bool                 // and the keystore says that it was never burned
-	keyRef      string
-	plan        string // plan_sha256 of this job's first run
 	images      []flashed
 }
 
@@ -70,9 +66,6 @@ func readHistory(entries []journal.Entry, job string) (history, error) {
 			}
 			continue
 		}
-		if touches {
-			h.began = true
-		}
 		if e.Kind == journal.KindIntent {
 			h.intents[e.Step] = true
 			if e.Step == stageKey {
@@ -106,9 +99,7 @@ func (h *history) observe(e journal.Entry) error {
 	var saw struct {
 		Outcome     string    `json:"outcome"`
 		Fingerprint string    `json:"key_fingerprint"`
-		KeyRef      string    `json:"key_ref"`
 		Regions     []flashed `json:"regions"`
-		Plan        string    `json:"plan_sha256"`
 	}
 	if err := json.Unmarshal(e.Payload, &saw); err != nil {
 		return err
@@ -117,10 +108,6 @@ func (h *history) observe(e journal.Entry) error {
 		return nil
 	}
 	switch e.Step {
-	case stepPlan:
-		if h.plan == "" {
-			h.plan = saw.Plan
-		}
 	case stepVerify:
 		h.images = saw.Regions
 	case stepCustody:
@@ -128,7 +115,7 @@ func (h *history) observe(e journal.Entry) error {
 		if err != nil {
 			return err
 		}
-		h.fp, h.hasKey, h.keyRef = fp, true, saw.KeyRef
+		h.fp = fp
 	}
 	return nil
 }
