@@ -7,23 +7,23 @@ path "sys/mounts" {
   capabilities = ["read"]
 }
 
-path "sys/mounts/provisiond" {
+path "sys/mounts/{{mount}}" {
   capabilities = ["create", "update", "read"]
 }
 
-path "provisiond/config" {
+path "{{mount}}/config" {
   capabilities = ["create", "update", "read"]
 }
 
-path "provisiond/data/store" {
+path "{{mount}}/data/store" {
   capabilities = ["create", "read"]
 }
 
-path "provisiond/metadata/*" {
+path "{{mount}}/metadata/*" {
   capabilities = ["read", "list"]
 }
 
-path "sys/policies/acl/provisiond-*" {
+path "sys/policies/acl/{{mount_name}}-*" {
   capabilities = ["create", "update", "read"]
 }
 
@@ -35,15 +35,15 @@ path "sys/auth/approle" {
   capabilities = ["create", "update", "sudo"]
 }
 
-path "auth/approle/role/provisiond-*" {
+path "auth/approle/role/{{mount_name}}-*" {
   capabilities = ["create", "update", "read"]
 }
 
-path "auth/token/roles/provisiond-rework" {
+path "auth/token/roles/{{mount_name}}-rework" {
   capabilities = ["create", "update", "read"]
 }
 
-path "auth/token/create/provisiond-rework" {
+path "auth/token/create/{{mount_name}}-rework" {
   capabilities = ["create", "update"]
 }
 

@@ -2,27 +2,27 @@
 # keys, and reads claims, states and checkpoints. He cannot read a key and cannot
 # write.
 
-path "provisiond/metadata/*" {
+path "{{mount}}/metadata/*" {
   capabilities = ["read", "list"]
 }
 
-path "provisiond/subkeys/units/+/+/+" {
+path "{{mount}}/subkeys/units/+/+/+" {
   capabilities = ["read"]
 }
 
-path "provisiond/data/units/+/+/claim/+" {
+path "{{mount}}/data/units/+/+/claim/+" {
   capabilities = ["read"]
 }
 
-path "provisiond/data/units/+/+/+/state/+" {
+path "{{mount}}/data/units/+/+/+/state/+" {
   capabilities = ["read"]
 }
 
-path "provisiond/data/checkpoints/+/+/+" {
+path "{{mount}}/data/checkpoints/+/+/+" {
   capabilities = ["read"]
 }
 
-path "provisiond/data/store" {
+path "{{mount}}/data/store" {
   capabilities = ["read"]
 }
 

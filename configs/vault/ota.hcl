@@ -1,19 +1,19 @@
 # provisiond: the OTA backend. It reads values, the keys of all units among them,
 # and does nothing else: it cannot write and cannot list.
 
-path "provisiond/data/units/+/+/+" {
+path "{{mount}}/data/units/+/+/+" {
   capabilities = ["read"]
 }
 
-path "provisiond/data/units/+/+/claim/+" {
+path "{{mount}}/data/units/+/+/claim/+" {
   capabilities = ["read"]
 }
 
-path "provisiond/data/units/+/+/+/state/+" {
+path "{{mount}}/data/units/+/+/+/state/+" {
   capabilities = ["read"]
 }
 
-path "provisiond/data/store" {
+path "{{mount}}/data/store" {
   capabilities = ["read"]
 }
 

@@ -5,36 +5,36 @@
 # gives no value. It cannot read a key, not even one that it wrote, and it cannot
 # list units.
 
-path "provisiond/data/units/+/+/+" {
+path "{{mount}}/data/units/+/+/+" {
   capabilities = ["create"]
 }
 
-path "provisiond/subkeys/units/+/+/+" {
+path "{{mount}}/subkeys/units/+/+/+" {
   capabilities = ["read"]
 }
 
-path "provisiond/data/units/+/+/claim/+" {
+path "{{mount}}/data/units/+/+/claim/+" {
   capabilities = ["create", "read"]
 }
 
-path "provisiond/data/units/+/+/+/state/+" {
+path "{{mount}}/data/units/+/+/+/state/+" {
   capabilities = ["create", "read"]
 }
 
 # Its own journal heads.
-path "provisiond/data/checkpoints/line1/+/+" {
+path "{{mount}}/data/checkpoints/{{station}}/+/+" {
   capabilities = ["create", "read"]
 }
 
-path "provisiond/metadata/checkpoints/line1/" {
+path "{{mount}}/metadata/checkpoints/{{station}}/" {
   capabilities = ["list"]
 }
 
-path "provisiond/metadata/checkpoints/line1/+/" {
+path "{{mount}}/metadata/checkpoints/{{station}}/+/" {
   capabilities = ["list"]
 }
 
-path "provisiond/data/store" {
+path "{{mount}}/data/store" {
   capabilities = ["read"]
 }
 

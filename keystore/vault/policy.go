@@ -1,10 +1,10 @@
 package vault
 
 import (
-	"embed"
 	"fmt"
 	"strings"
 
+	configs "github.com/provisiond/provisiond/configs/vault"
 	"github.com/provisiond/provisiond/esp/chip"
 )
 
@@ -22,9 +22,6 @@ const (
 
 // Roles are all roles.
 func Roles() []Role { return []Role{RoleStation, RoleRework, RoleOTA, RoleAuditor, RoleAdmin} }
-
-//go:embed policy/*.hcl
-var policies embed.FS
 
 // PolicyParams fill in a policy.
 type PolicyParams struct {
@@ -54,7 +51,7 @@ func Policy(role Role, p PolicyParams) (string, error) {
 	default:
 		return "", fmt.Errorf("keystore/vault: there is no role %q: write one of %v", string(role), Roles())
 	}
-	text, err := policies.ReadFile("policy/" + string(role) + ".hcl")
+	text, err := configs.Policies.ReadFile(string(role) + ".hcl")
 	if err != nil {
 		return "", err
 	}

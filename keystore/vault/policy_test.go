@@ -2,7 +2,6 @@ package vault
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"net/http"
 	"os"
@@ -18,29 +17,31 @@ import (
 	"github.com/provisiond/provisiond/keystore/keystoretest"
 )
 
-var update = flag.Bool("update", false, "write configs/vault anew")
-
-// TestConfigs: configs/vault holds what Policy gives for the default mount.
+// TestConfigs: every file of configs/vault is one role's policy or the example of
+// a configuration, and every place in a policy is filled in.
 func TestConfigs(t *testing.T) {
 	dir := filepath.Join("..", "..", "configs", "vault")
+	var want []string
 	for _, role := range Roles() {
-		text, err := Policy(role, PolicyParams{Station: stationName, Unit: chip.MAC{0x24, 0x0a, 0xc4, 0, 0, 1}})
+		text, err := Policy(role, PolicyParams{Mount: "elsewhere", Station: stationName, Unit: chip.MAC{0x24, 0x0a, 0xc4, 0, 0, 1}})
 		if err != nil {
 			t.Fatal(err)
-		}
-		file := filepath.Join(dir, string(role)+".hcl")
-		if *update {
-			if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		have, err := os.ReadFile(file)
-		if err != nil || !bytes.Equal(have, []byte(text)) {
-			t.Errorf("%s is not what `provisiond keystore policy %s` prints: %v; run go test -run TestConfigs -update", file, role, err)
 		}
 		if strings.Contains(text, "{{") {
 			t.Errorf("%s: a place is not filled in", role)
 		}
+		if strings.Contains(text, `"`+DefaultMount) {
+			t.Errorf("%s names the default mount", role)
+		}
+		want = append(want, string(role)+".hcl")
+	}
+	have, err := filepath.Glob(filepath.Join(dir, "*.hcl"))
+	for i := range have {
+		have[i] = filepath.Base(have[i])
+	}
+	slices.Sort(want)
+	if err != nil || !slices.Equal(have, want) {
+		t.Errorf("policies in %s: %q, %v; want one per role: %q", dir, have, err, want)
 	}
 	c, err := ReadConfig(filepath.Join(dir, "keystore.yaml"))
 	if err != nil || len(c.Addresses) != 3 || c.Login.AppRole == nil || c.Mount != DefaultMount {
