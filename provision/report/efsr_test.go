@@ -2,9 +2,13 @@ package report
 
 import (
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/efuse/table"
+	"github.com/provisiond/provisiond/esp/chip"
 )
 
 // TestToken holds the token against the example in the vendor's documentation
@@ -44,5 +48,57 @@ func TestToken(t *testing.T) {
 	}
 	if _, err := Token("esp8266", 4, nil, nil); err == nil {
 		t.Error("an unknown chip")
+	}
+}
+
+// TestTokenOfVendor holds tokens against those that the vendor's espefuse made of
+// the same eFuses (`espefuse dump --format token`, docs/interop.md): a hybrid unit
+// of each chip, and a block with an error that the check bits show.
+func TestTokenOfVendor(t *testing.T) {
+	const c3Factory = "6f061900 4c022b83 c8dcbb87 0c15c56f 00000001 00000000 00000000 00000000"
+	for _, c := range []struct {
+		chip   string
+		rev    chip.Revision
+		blocks map[int]string // the others are zero
+		errs   []efuse.ErrorRegister
+		want   string
+	}{
+		{
+			"esp32", 301, map[int]string{0: "07f10088 00000001 00300200 0000a200 00000e50 f1100000 000003c4"},
+			[]efuse.ErrorRegister{{Name: "DEC_STATUS"}},
+			"EFSR:esp32:301:iADxBwEAAAAAAjAAAKIAAFAOAAAAABDxxAMAAA:::::xhiZhQ",
+		},
+		{
+			"esp32c3", 4, map[int]string{
+				0: "00800104 00180601 041c0000 00000000 00000002 00000000",
+				1: "00000002 00000200 00000000 03100000 00000000 00000000", 2: c3Factory,
+			},
+			noErrors,
+			"EFSR:esp32c3:004:BAGAAAEGGAAAABwEAAAAAAIAAAAAAAAA:AgAAAAACAAAAAAAAAAAQAwAAAAAAAAAA:ABkGb4MrAkyHu9zIb8UVDAEAAAAAAAAAAAAAAAAAAAA::::::::::mpfsPw",
+		},
+		{
+			"esp32c3", 4, map[int]string{
+				1: "00000009 00000200 00000000 03100000 00000000 00000000", 2: c3Factory,
+				3: "a5a5a5a5 a5a5a5a5 a5a5a5a5 a5a5a5a5 a5a5a5a5 a5a5a5a5 a5a5a5a5 a5a5a5a5",
+			},
+			append(slices.Clone(noErrors[:5]), efuse.ErrorRegister{Name: "RS_ERR0", Value: 0x100}, efuse.ErrorRegister{Name: "RS_ERR1"}),
+			"EFSR:esp32c3:004::CQAAAAACAAAAAAAAAAAQAwAAAAAAAAAA:ABkGb4MrAkyHu9zIb8UVDAEAAAAAAAAAAAAAAAAAAAA:paWlpaWlpaWlpaWlpaWlpaWlpaWlpaWlpaWlpaWlpaU::::::::AAAAAAAAAAAAAAAAAAAAAAAAAAAAAQAAAAAAAA:owY2kA",
+		},
+	} {
+		tab, err := table.For(c.chip)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var blocks []efuse.BlockWords
+		for i, b := range tab.Blocks() {
+			words := strings.Fields(c.blocks[i])
+			for len(words) < b.Words {
+				words = append(words, "00000000")
+			}
+			blocks = append(blocks, efuse.BlockWords{Block: b.Name, Words: words})
+		}
+		if got, err := Token(c.chip, c.rev, blocks, c.errs); err != nil || got != c.want {
+			t.Errorf("%s, %v, want\n%s", got, err, c.want)
+		}
 	}
 }
