@@ -44,6 +44,11 @@ type Line struct {
 	Serial string
 }
 
+// Admission is what whoever runs the lot has to say of a unit that is let in.
+type Admission struct {
+	Serial string // the unit's serial number, if the lot gives it one
+}
+
 // Job is what is to be done to every unit of a product. It is read-only and may
 // serve many units at once.
 type Job struct {
@@ -82,11 +87,14 @@ type Engine struct {
 	Journal  Journal
 	Station  string
 	Slot     string
-	Operator string               // named in every entry; may be empty
-	Lot      string               // may be empty
-	Tool     string               // name and version of the program, for the journal
-	Observe  func(Event)          // progress; may be nil
-	Trace    func(rom.TraceEvent) // frames without key bytes; may be nil
+	Operator string // named in every entry; may be empty
+	Lot      string // may be empty
+	Tool     string // name and version of the program, for the journal
+	// Admit is asked for every unit that may be worked on, before anything is
+	// written to it; may be nil. An error refuses the unit, with its text.
+	Admit   func(ctx context.Context, unit chip.MAC) (Admission, error)
+	Observe func(Event)          // progress; may be nil
+	Trace   func(rom.TraceEvent) // frames without key bytes; may be nil
 }
 
 // Limits of the engine's own waiting.
@@ -109,31 +117,34 @@ type unit struct {
 	start time.Time
 	res   *Result
 
-	client  *rom.Client
-	model   chip.Model
-	mac     chip.MAC
-	known   bool // mac was read
-	rev     chip.Revision
-	id      string // job id
-	before  *efuse.Snapshot
-	now     *efuse.Snapshot
-	plan    efuse.CheckedPlan
-	todo    []efuse.Stage // of the plan, not burned yet
-	past    history
-	key     keystore.Key
-	fp      keystore.Fingerprint
-	custody bool // confirmed in this run or an earlier one of the same job
-	untold  bool // the store does not know that the key is in silicon
-	burning bool // a one-way act was begun, in this run or an earlier one
-	step    int
-	steps   int
+	client *rom.Client
+	model  chip.Model
+	mac    chip.MAC
+	known  bool // mac was read
+	rev    chip.Revision
+	id     string // job id
+	before *efuse.Snapshot
+	now    *efuse.Snapshot
+	plan   efuse.CheckedPlan
+	todo   []efuse.Stage // of the plan, not burned yet
+	past   history
+	key    keystore.Key
+	fp     keystore.Fingerprint
+	// reserved: the keystore holds a reservation for key, and its record was not
+	// sent yet.
+	reserved bool
+	custody  bool // confirmed in this run or an earlier one of the same job
+	untold   bool // the store does not know that the key is in silicon
+	burning  bool // a one-way act was begun, in this run or an earlier one
+	step     int
+	steps    int
 }
 
 // Run provisions the unit on the line. It always gives a Result; the journal
 // holds the same verdict when it can be written at all.
 func (e *Engine) Run(ctx context.Context, line Line, job *Job) *Result {
 	u := &unit{
-		Engine: e, job: job, line: line, start: time.Now(), steps: len(plannedSteps(job)),
+		Engine: e, job: job, line: line, start: time.Now(), steps: len(plannedSteps(e.Store, job)),
 		model: job.Recipe.Model(),
 		res: &Result{
 			Recipe: job.Recipe.Name, RecipeRevision: job.Recipe.Revision,
@@ -150,8 +161,12 @@ func (e *Engine) Run(ctx context.Context, line Line, job *Job) *Result {
 }
 
 // plannedSteps lists the steps of a whole run, for progress.
-func plannedSteps(job *Job) []string {
-	names := []string{stepConnect, stepInspect, stepPlan, stepFlash, stepVerify, stepCustody}
+func plannedSteps(store keystore.Store, job *Job) []string {
+	names := []string{stepConnect, stepInspect, stepPlan}
+	if _, ok := store.(keystore.Reserver); ok {
+		names = append(names, stepReserve)
+	}
+	names = append(names, stepFlash, stepVerify, stepCustody)
 	block := "KEY0"
 	for _, s := range stages(job.Recipe.Model(), job.Recipe.Profile, block) {
 		names = append(names, s.Name)
@@ -226,6 +241,7 @@ func (u *unit) burnAll(ctx context.Context) error {
 // finish writes the verdict, also when the run was cancelled.
 func (u *unit) finish(ctx context.Context, err error) {
 	u.settleStore(ctx)
+	u.release(ctx)
 	u.res.ElapsedMS = time.Since(u.start).Milliseconds()
 	if err == nil {
 		u.res.Verdict, u.res.Reason = Pass, ""

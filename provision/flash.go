@@ -24,6 +24,9 @@ func (u *unit) writeFlash(ctx context.Context) error {
 	}
 	u.key, u.fp = key, key.Fingerprint()
 	u.res.KeyFingerprint = u.fp.String()
+	if err := u.reserve(ctx); err != nil {
+		return err
+	}
 	var cipher flashcrypt.Cipher
 	err = key.Use(func(b []byte) error {
 		cipher, err = flashcrypt.New(u.model.Scheme, b, flashCryptConfig)
@@ -48,6 +51,36 @@ func (u *unit) writeFlash(ctx context.Context) error {
 	}
 	return u.do(ctx, stepVerify, map[string]any{"regions": len(regions), "erased": len(u.job.Layout.Erase)},
 		func(ctx context.Context) (observed, error) { return u.verifyAll(ctx, regions) })
+}
+
+// reserve makes the key its unit's own in a keystore that can do so ahead of the
+// record: a unit that has a key already, or a keystore that is away, shows before
+// the flash is written. A reservation that no record follows blocks the unit for
+// other jobs; the same job supersedes it when it starts again (reconcile).
+func (u *unit) reserve(ctx context.Context) error {
+	r, ok := u.Store.(keystore.Reserver)
+	if !ok {
+		return nil
+	}
+	return u.do(ctx, stepReserve, map[string]any{"key_fingerprint": u.fp.String()}, func(ctx context.Context) (observed, error) {
+		if err := r.Reserve(ctx, u.record().Meta()); err != nil {
+			return nil, keystoreFailure(ctx, err)
+		}
+		u.reserved = true
+		return observed{"key_fingerprint": u.fp.String()}, nil
+	})
+}
+
+// release gives up a reservation whose key this run did not store: nobody will
+// use it, and a board that is scrapped has no next run. If the keystore does not
+// take it, the next start of the job does it.
+func (u *unit) release(ctx context.Context) {
+	if !u.reserved {
+		return
+	}
+	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), storePatience)
+	defer cancel()
+	_ = u.keyState(own, keystore.Superseded, "reserved, and the run ended before its record was stored")
 }
 
 // keyBytes is the length of the keys that keystore.Generate makes for the chips of

@@ -323,7 +323,7 @@ func TestRefusesClosedUnit(t *testing.T) {
 			wantPass(t, b.run(t.Context(), c, job))
 			before, burns := c.Fuses(), c.Burns()
 			r := b.run(t.Context(), c, job)
-			if r.Cause != provision.CauseRefused || r.ExitCode() != 10 || r.Reason == "" || r.NextStep == "" {
+			if r.Cause != provision.CauseRefused || r.ExitCode() != 10 || !r.LoaderClosed || r.Reason == "" || r.NextStep == "" {
 				t.Errorf("%s: %s (%s): %s", profile, r.Verdict, r.Cause, r.Reason)
 			}
 			if c.Burns() != burns || !slices.EqualFunc(c.Fuses(), before, slices.Equal) {

@@ -40,6 +40,7 @@ func (h *Hash) UnmarshalText(b []byte) error {
 // command line and in the API.
 type Result struct {
 	Unit           string             `json:"unit"` // base MAC, empty if it was never read
+	Serial         string             `json:"serial,omitempty"`
 	Simulated      bool               `json:"simulated"`
 	Chip           string             `json:"chip"`
 	Revision       string             `json:"revision"`
@@ -47,6 +48,8 @@ type Result struct {
 	Cause          Cause              `json:"cause,omitempty"` // why it is not PASS
 	Reason         string             `json:"reason"`
 	NextStep       string             `json:"next_step"`
+	FinishedBefore bool               `json:"finished_before,omitempty"` // refused because an earlier run passed
+	LoaderClosed   bool               `json:"loader_closed,omitempty"`   // refused because its loader is closed already
 	Job            string             `json:"job"`
 	Recipe         string             `json:"recipe"`
 	RecipeRevision int                `json:"recipe_revision"`
@@ -105,7 +108,7 @@ func (r *Result) ExitCode() int {
 
 func (r *Result) take(f *Failure) {
 	r.Verdict, r.Cause, r.NextStep = f.Verdict(), f.Cause, f.NextStep
-	r.Reason = f.Reason
+	r.Reason, r.FinishedBefore, r.LoaderClosed = f.Reason, f.Finished, f.Closed
 	if f.Err != nil {
 		r.Reason += ": " + f.Err.Error()
 	}

@@ -20,6 +20,7 @@ const (
 	stepConnect   = "connect"
 	stepInspect   = "inspect"
 	stepPlan      = "plan"
+	stepReserve   = "reserve" // only for a keystore that can
 	stepFlash     = "flash"
 	stepVerify    = "verify-flash"
 	stepCustody   = "custody"

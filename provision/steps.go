@@ -22,8 +22,10 @@ func (u *unit) connectFirst(ctx context.Context) error {
 			return nil, connectFailure(err)
 		}
 		if u.client.SecureDownload() {
-			return observed{"chip": m.Name}, refuse("nothing can be read or burned any more: look the unit up in the journal by its label",
-				"the chip is in Secure Download Mode already")
+			return observed{"chip": m.Name}, &Failure{
+				Cause: CauseRefused, Closed: true, Reason: "the chip is in Secure Download Mode already",
+				NextStep: "nothing can be read or burned any more: look the unit up in the journal by its label",
+			}
 		}
 		if m.Name != u.job.Recipe.Chip {
 			u.res.Chip = m.Name
@@ -56,7 +58,7 @@ func connectFailure(err error) error {
 	var ce *rom.ConnectError
 	if errors.As(err, &ce) && ce.Diagnosis == rom.DownloadDisabled {
 		return &Failure{
-			Cause: CauseRefused, Reason: "the download mode of this chip is disabled",
+			Cause: CauseRefused, Closed: true, Reason: "the download mode of this chip is disabled",
 			NextStep: "the unit is closed for ever; look it up in the journal by its label", Err: err,
 		}
 	}
@@ -197,16 +199,44 @@ func (u *unit) admit(ctx context.Context) error {
 			if err := u.readPast(ctx); err != nil {
 				return nil, err
 			}
+			if err := u.askAdmission(ctx); err != nil {
+				return nil, err
+			}
 			if err := u.makePlan(); err != nil {
 				return nil, err
 			}
 			u.res.PlanSHA256 = u.plan.Hash()
 			th := u.now.Table().Hash()
-			return observed{
+			saw := observed{
 				"plan_sha256": u.res.PlanSHA256, "table_sha256": hex.EncodeToString(th[:]),
 				"bits": len(u.plan.Bits()), "continues": u.past.keyBurned,
-			}, nil
+			}
+			if u.line.Serial != "" {
+				saw["serial"] = u.line.Serial
+			}
+			return saw, nil
 		})
+}
+
+// askAdmission lets the lot decide whether it takes the unit, and which serial
+// number it has.
+func (u *unit) askAdmission(ctx context.Context) error {
+	if u.Admit == nil {
+		return nil
+	}
+	a, err := u.Admit(ctx, u.mac)
+	var f *Failure
+	switch {
+	case errors.As(err, &f), err != nil && ctx.Err() != nil:
+		return err
+	case err != nil:
+		return refuse("take the board out", "%s", err.Error())
+	}
+	if a.Serial != "" {
+		u.line.Serial = a.Serial
+	}
+	u.res.Serial = u.line.Serial
+	return nil
 }
 
 func (u *unit) readPast(ctx context.Context) error {
@@ -221,7 +251,7 @@ func (u *unit) readPast(ctx context.Context) error {
 	case u.past.quarantined:
 		return quarantine("an engineer decides what becomes of it", "unit %s is quarantined: %s", u.mac, u.past.reason)
 	case u.past.finished:
-		return refuse("take the board out: it is done", "unit %s is finished already", u.mac)
+		return &Failure{Cause: CauseRefused, Reason: fmt.Sprintf("unit %s is finished already", u.mac), NextStep: "take the board out: it is done", Finished: true}
 	case u.past.otherJob != "":
 		return refuse("start it with the recipe and images that it was begun with", "unit %s was begun by another job (%s)", u.mac, u.past.otherJob)
 	}
@@ -434,6 +464,7 @@ func (u *unit) takeCustody(ctx context.Context) error {
 	rec := u.record()
 	intent := map[string]any{"key_fingerprint": u.fp.String()}
 	return u.do(ctx, stepCustody, intent, func(ctx context.Context) (observed, error) {
+		u.reserved = false
 		if _, err := u.Store.Create(ctx, rec); err != nil {
 			return nil, keystoreFailure(ctx, err)
 		}

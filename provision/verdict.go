@@ -51,6 +51,8 @@ type Failure struct {
 	Reason   string
 	NextStep string
 	Err      error // what lies below, may be nil
+	Finished bool  // the unit is refused because it passed before
+	Closed   bool  // the unit is refused because its loader is closed already
 }
 
 // Error gives reason and next step.

@@ -434,6 +434,7 @@ func (a *Attempt) observe(e journal.Entry, p payload) error {
 			a.Before, a.BeforeErrors = p.EFuse, p.EFuseErrors
 		}
 	case stepPlan:
+		keep(&a.Serial, p.Serial)
 		keep(&a.PlanSHA256, p.PlanSHA256)
 		keep(&a.TableSHA256, p.TableSHA256)
 		a.Continues = p.Continues
