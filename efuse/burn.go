@@ -132,6 +132,7 @@ type burner struct {
 	n      *namer
 	scheme Scheme
 	stage  checkedStage
+	later  func(BlockError) bool // a later stage burns it away
 	report *Report
 	now    *Snapshot // the last complete one
 	mhz    int       // ESP32: the crystal
@@ -140,7 +141,8 @@ type burner struct {
 // Burn burns one stage of a checked plan.
 //
 // It reads the chip first and refuses if it is not exactly as the plan expects it
-// before this stage; then nothing is burned. Blocks are burned from the highest
+// before this stage; then nothing is burned. Half-burned bits that a stage with
+// Resume sets are burned again with the others. Blocks are burned from the highest
 // to the lowest, BLOCK0 last and its critical fuses after its other ones. Each is
 // compared after the burn and burned again, the same data, up to twice; a later
 // block is not touched when an earlier one failed.
@@ -168,7 +170,8 @@ func Burn(ctx context.Context, regs Registers, m chip.Model, cp CheckedPlan, sta
 	if err != nil {
 		return nil, err
 	}
-	b := &burner{controller: c, n: newNamer(c.t), scheme: cp.scheme, stage: cp.stages[stage]}
+	b := &burner{controller: c, n: namerOf(c.t), scheme: cp.scheme, stage: cp.stages[stage]}
+	b.later = func(e BlockError) bool { return cp.mends(e, stage+1) }
 	if b.now, err = Read(ctx, regs, m); err != nil {
 		return nil, err
 	}
@@ -344,10 +347,17 @@ func (b *burner) block0() []*job {
 		masks[name] = true
 	}
 	guarded := map[int]bool{} // bits of WR_DIS whose fields are burned by this stage's critical step
-	now := b.now.blocks[0].words
+	done := slices.Clone(b.now.blocks[0].words)
+	if b.stage.Resume {
+		for _, e := range b.now.BlockErrors() {
+			for _, r := range e.Bits {
+				done[r.Word] &^= 1 << r.Bit // half burned, whatever it reads as
+			}
+		}
+	}
 	each := func(f func(bit int, field table.Field)) {
 		for w, v := range b.stage.want[0] {
-			for d := v &^ now[w]; d != 0; d &= d - 1 {
+			for d := v &^ done[w]; d != 0; d &= d - 1 {
 				bit := 32*w + bits.TrailingZeros32(d)
 				field, _ := b.n.field(0, bit)
 				f(bit, field)
@@ -612,7 +622,7 @@ func (b *burner) look(ctx context.Context, j *job, rep *BlockBurn) error {
 func (b *burner) judge(j *job, before []uint32, rep *BlockBurn) *BurnError {
 	bad := &BurnError{Stage: b.stage.Name, Block: j.block.Name, Attempts: rep.Attempts}
 	for _, e := range b.now.BlockErrors() {
-		if e.Block == j.block.Name {
+		if e.Block == j.block.Name && !b.later(e) {
 			bad.Errors = append(bad.Errors, e)
 		}
 	}

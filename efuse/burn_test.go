@@ -623,6 +623,139 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// Power that was lost during a burn leaves bits whose copies disagree: one reads
+// 0 and one 1. The same bits again mend them, and only a stage that resumes may.
+func TestHalfBurnedBlock0(t *testing.T) {
+	prepare := func(t *testing.T) *fake {
+		f := newFake(t, "esp32c3")
+		cp := check(t, f, stages(f.m)...)
+		for i, key := range []*secret.Bytes{key00(32), nil} {
+			if _, err := efuse.Burn(t.Context(), f, f.m, cp, i, key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		padJTAG, _ := f.tab.Field("DIS_PAD_JTAG")
+		usbJTAG, _ := f.tab.Field("DIS_USB_JTAG")
+		f.half = map[int]bool{padJTAG.Bits()[0]: true, usbJTAG.Bits()[0]: true}
+		f.setField("DIS_USB_JTAG", 1)
+		return f
+	}
+	resume := func(f *fake) []efuse.Stage {
+		st := stages(f.m)[1:]
+		st[1].Resume = true
+		return st
+	}
+	t.Run("mended", func(t *testing.T) {
+		f := prepare(t)
+		var refused *efuse.CheckError
+		if _, err := efuse.NewPlan(f.m, stages(f.m)[1:]...).Check(read(t, f)); !errors.As(err, &refused) || !strings.Contains(err.Error(), "DIS_PAD_JTAG") {
+			t.Fatalf("a plan that does not resume: %v", err)
+		}
+		cp := check(t, f, resume(f)...)
+		if cp.Hash() == check(t, newFake(t, "esp32c3"), stages(f.m)...).Hash() {
+			t.Error("a plan that resumes has the hash of one that does not")
+		}
+		burns := f.burns
+		for i := range 3 { // the first of them has nothing to do
+			if _, err := efuse.Burn(t.Context(), f, f.m, cp, i, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(f.half) != 0 || f.burns != burns+2 || len(read(t, f).BlockErrors()) != 0 {
+			t.Errorf("half burned %v, %d burns, %v", f.half, f.burns-burns, read(t, f).BlockErrors())
+		}
+		if f.field("DIS_PAD_JTAG") != 1 || f.field("DIS_USB_JTAG") != 1 || f.field("SPI_BOOT_CRYPT_CNT") != 7 {
+			t.Errorf("BLOCK0 %08x", f.cells[0])
+		}
+	})
+	t.Run("not mended", func(t *testing.T) {
+		f := prepare(t)
+		cp := check(t, f, resume(f)...)
+		padJTAG, _ := f.tab.Field("DIS_PAD_JTAG")
+		f.weak[[2]int{0, padJTAG.Bits()[0]}] = 9
+		rep, err := efuse.Burn(t.Context(), f, f.m, cp, 1, nil)
+		var bad *efuse.BurnError
+		if !errors.As(err, &bad) || rep.Burns[0].Attempts != 3 || len(bad.Errors) != 1 || f.field("SPI_BOOT_CRYPT_CNT") != 0 {
+			t.Errorf("%v, %+v", err, rep)
+		}
+	})
+	t.Run("outside the stage", func(t *testing.T) {
+		f := prepare(t)
+		twai, _ := f.tab.Field("DIS_TWAI")
+		f.half[twai.Bits()[0]] = true
+		f.load()
+		if _, err := efuse.NewPlan(f.m, resume(f)...).Check(read(t, f)); err == nil || !strings.Contains(err.Error(), "DIS_TWAI") {
+			t.Errorf("damage that no stage burns: %v", err)
+		}
+	})
+	t.Run("after the check", func(t *testing.T) { // the look before the burn sees it too
+		f := prepare(t)
+		cp := check(t, f, resume(f)...)
+		twai, _ := f.tab.Field("DIS_TWAI")
+		f.half[twai.Bits()[0]] = true
+		f.load()
+		burns := f.burns
+		var bad *efuse.UnexpectedBitsError
+		if _, err := efuse.Burn(t.Context(), f, f.m, cp, 1, nil); !errors.As(err, &bad) || f.burns != burns {
+			t.Errorf("%v, %d burns", err, f.burns-burns)
+		}
+	})
+}
+
+// Power lost between the steps of BLOCK0: the plan that is made from what the chip
+// then shows burns the rest, and the chip is as if nothing had happened.
+func TestPowerLostBetweenBlock0Steps(t *testing.T) {
+	mixed := map[string]efuse.Stage{
+		"esp32": {
+			Name: "mixed", WriteProtect: []string{"FLASH_CRYPT_CNT"},
+			Set: []chip.Assignment{{Field: "JTAG_DISABLE", Value: 1}, {Field: "FLASH_CRYPT_CNT", Value: 127}},
+		},
+		"esp32c3": {
+			Name: "mixed", WriteProtect: []string{"SPI_BOOT_CRYPT_CNT", "DIS_ICACHE"},
+			Set: []chip.Assignment{{Field: "DIS_PAD_JTAG", Value: 1}, {Field: "SPI_BOOT_CRYPT_CNT", Value: 7}},
+		},
+	}
+	for name, stage := range mixed {
+		whole := newFake(t, name)
+		if _, err := efuse.Burn(t.Context(), whole, whole.m, check(t, whole, stage), 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		steps := whole.burns
+		if steps != 3 {
+			t.Fatalf("%s: %d steps", name, steps)
+		}
+		for done := 1; done < steps; done++ {
+			f := newFake(t, name)
+			off := false
+			f.onWrite = func(addr, v uint32) (uint32, error) {
+				if off = off || addr == f.m.EFuse.Cmd && v&2 != 0 && f.burns == done; off {
+					return 0, errRefused
+				}
+				return v, nil
+			}
+			f.onRead = func(_, v uint32) (uint32, error) {
+				if off {
+					return 0, errRefused
+				}
+				return v, nil
+			}
+			var unknown *efuse.IndeterminateError
+			if _, err := efuse.Burn(t.Context(), f, f.m, check(t, f, stage), 0, nil); !errors.As(err, &unknown) {
+				t.Fatalf("%s, power lost after step %d: %v", name, done, err)
+			}
+			f.onRead, f.onWrite, f.busy = nil, nil, nil
+			f.load()
+			stage.Resume = true
+			if _, err := efuse.Burn(t.Context(), f, f.m, check(t, f, stage), 0, nil); err != nil {
+				t.Fatalf("%s, continued after step %d: %v", name, done, err)
+			}
+			if !slices.Equal(f.cells[0], whole.cells[0]) || f.burns != steps {
+				t.Errorf("%s, after step %d: BLOCK0 %08x, want %08x; %d burns", name, done, f.cells[0], whole.cells[0], f.burns)
+			}
+		}
+	}
+}
+
 // Only the critical fuses come in the second step of BLOCK0, and a bit of WR_DIS
 // that would lock one of them comes after it.
 func TestBlock0Steps(t *testing.T) {

@@ -48,7 +48,7 @@ func Describe(s *Snapshot) Description {
 	} else {
 		d.Problems = append(d.Problems, err.Error())
 	}
-	n := newNamer(s.t)
+	n := namerOf(s.t)
 	for _, f := range s.t.Fields() {
 		b := n.blocks[f.Block]
 		st := FieldState{

@@ -26,6 +26,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/provisiond/provisiond/efuse/table"
@@ -295,6 +296,17 @@ func (b BitRef) String() string {
 type namer struct {
 	blocks []table.Block
 	fields map[int]table.Field // by block<<16 | bit
+}
+
+// namers keeps one namer for each table: they are made once and never change.
+var namers sync.Map // *table.Table to *namer
+
+func namerOf(t *table.Table) *namer {
+	if n, ok := namers.Load(t); ok {
+		return n.(*namer)
+	}
+	n, _ := namers.LoadOrStore(t, newNamer(t))
+	return n.(*namer)
 }
 
 func newNamer(t *table.Table) *namer {

@@ -41,6 +41,7 @@ type fake struct {
 
 	// Faults. weak counts how many burns a cell of a block ignores.
 	weak    map[[2]int]int
+	half    map[int]bool // bits of BLOCK0 whose copies disagree
 	onRead  func(addr, v uint32) (uint32, error)
 	onWrite func(addr, v uint32) (uint32, error)
 }
@@ -137,6 +138,9 @@ func (f *fake) is34() bool {
 // load is the read command.
 func (f *fake) load() {
 	clear(f.errs)
+	for bit := range f.half {
+		f.errs[f.m.EFuse.RepeatErr+4*uint32(bit/32-1)] |= 1 << (bit % 32)
+	}
 	rd := f.field("RD_DIS")
 	for i, b := range f.blk {
 		out := f.shown[i]
@@ -316,6 +320,11 @@ func (f *fake) burnBlock(block int, words []uint32) {
 		}
 	}
 	for w, v := range words {
+		for d := v; d != 0 && block == 0; d &= d - 1 {
+			if bit := 32*w + bits.TrailingZeros32(d); f.weak[[2]int{0, bit}] == 0 {
+				delete(f.half, bit) // the other copies follow
+			}
+		}
 		for d := v &^ f.cells[block][w]; d != 0; d &= d - 1 {
 			bit := 32*w + bits.TrailingZeros32(d)
 			if f.weak[[2]int{block, bit}] > 0 {

@@ -24,6 +24,13 @@ type Stage struct {
 	WriteProtect []string          // fields or blocks whose bit of WR_DIS is set
 	ReadProtect  []string          // blocks whose bits of RD_DIS are set
 	Key          *KeyBurn
+
+	// Resume allows bits of BLOCK0 that this stage sets to be half burned, as power
+	// that was lost during their burn leaves them on the chips that keep each bit
+	// four times: the error registers name them. Burn then burns them again,
+	// whatever they read as. More bits may always be added to BLOCK0 (esp-facts B.3),
+	// and the same data again are what a bad burn asks for (B.6).
+	Resume bool
 }
 
 // KeyBurn puts a key into a block. The bytes are given to [Burn] only. The key is
@@ -118,13 +125,15 @@ type checker struct {
 	revision chip.Revision
 	words    [][]uint32   // state after the stages so far; nil for key blocks
 	filled   map[int]bool // key blocks that are not empty
+	damage   []BlockError // of BLOCK0, to be judged by what the stages burn
 	problems []Problem
 }
 
 // Check tries the stages in their order on what a chip showed. The result can be
 // burned on that chip. Every reason against it is in the *CheckError.
 //
-// It refuses: another model; errors in the chip's error registers; a coding
+// It refuses: another model; errors in the chip's error registers, but for those
+// that a stage or key with Resume burns away; a coding
 // scheme that the key does not fit; fields that would have to lose bits, or are
 // locked by WR_DIS already or by an earlier stage; a crypt counter with an even
 // number of bits; key blocks that are not free, XTS keys where the chip ignores
@@ -138,12 +147,13 @@ func (p Plan) Check(s *Snapshot) (CheckedPlan, error) {
 		}
 		return CheckedPlan{}, &CheckError{[]Problem{{What: "chip", Reason: fmt.Sprintf("the plan is for %s, the snapshot of %s", p.m.Title, name)}}}
 	}
-	c := &checker{m: p.m, t: s.t, n: newNamer(s.t), filled: map[int]bool{}}
+	c := &checker{m: p.m, t: s.t, n: namerOf(s.t), filled: map[int]bool{}}
 	c.chip(s, p.stages)
 	cp := CheckedPlan{m: p.m, base: s, scheme: c.scheme}
 	for i, st := range cloneStages(p.stages) {
 		cp.stages = append(cp.stages, c.stage(st, i == len(p.stages)-1))
 	}
+	c.resumed(cp)
 	if len(c.problems) > 0 {
 		return CheckedPlan{}, &CheckError{c.problems}
 	}
@@ -180,8 +190,31 @@ func (c *checker) chip(s *Snapshot, stages []Stage) {
 		}) {
 			continue
 		}
+		if c.index(e.Block) == 0 && slices.ContainsFunc(stages, func(st Stage) bool { return st.Resume }) {
+			c.damage = append(c.damage, e) // judged when it is known what the stages set
+			continue
+		}
 		c.problem("", e.Block, "the error registers show damage (%v)", e)
 	}
+}
+
+// resumed refuses the damage in BLOCK0 that no stage with Resume burns again.
+func (c *checker) resumed(cp CheckedPlan) {
+	for _, e := range c.damage {
+		if !cp.mends(e, 0) {
+			c.problem("", e.Block, "the error registers show damage (%v)", e)
+		}
+	}
+}
+
+// mends reports whether every bit that an error of BLOCK0 names is burned again by
+// a stage with Resume, from the given one on.
+func (p CheckedPlan) mends(e BlockError, from int) bool {
+	return len(e.Bits) > 0 && e.Block == p.base.t.Blocks()[0].Name && !slices.ContainsFunc(e.Bits, func(b BitRef) bool {
+		return !slices.ContainsFunc(p.stages[from:], func(st checkedStage) bool {
+			return st.Resume && st.want[0][b.Word]>>b.Bit&1 != 0
+		})
+	})
 }
 
 // get reads a field from the state.
@@ -578,6 +611,9 @@ func (p CheckedPlan) sum() (out [sha256.Size]byte) {
 	number(h, len(p.stages))
 	for _, st := range p.stages {
 		text(st.Name)
+		if st.Resume {
+			number(h, -2) // no length, so it stands for nothing else
+		}
 		if st.key == nil {
 			text("")
 		} else {
@@ -660,10 +696,11 @@ func (p CheckedPlan) MarshalJSON() ([]byte, error) {
 		Resume  bool   `json:"resume,omitempty"`
 	}
 	type stage struct {
-		Name  string `json:"name"`
-		Final bool   `json:"final,omitempty"`
-		Key   *key   `json:"key,omitempty"`
-		Bits  []Bit  `json:"bits"`
+		Name   string `json:"name"`
+		Final  bool   `json:"final,omitempty"`
+		Key    *key   `json:"key,omitempty"`
+		Resume bool   `json:"resume,omitempty"`
+		Bits   []Bit  `json:"bits"`
 	}
 	th := p.base.t.Hash()
 	out := struct {
@@ -675,7 +712,7 @@ func (p CheckedPlan) MarshalJSON() ([]byte, error) {
 		Stages      []stage `json:"stages"`
 	}{Chip: p.m.Name, PlanSHA256: hex.EncodeToString(p.hash[:]), TableSHA256: hex.EncodeToString(th[:]), TableSource: p.base.t.Source().String(), Scheme: p.scheme, Stages: []stage{}}
 	for _, st := range p.stages {
-		s := stage{Name: st.Name, Final: st.final, Bits: append([]Bit{}, st.bits...)}
+		s := stage{Name: st.Name, Final: st.final, Resume: st.Resume, Bits: append([]Bit{}, st.bits...)}
 		if st.key != nil {
 			s.Key = &key{st.key.block.Name, st.key.purpose.Name, st.key.bytes, st.key.resume}
 		}

@@ -256,7 +256,7 @@ func decodeErrors(m chip.Model, t *table.Table, scheme Scheme, regs []ErrorRegis
 		return out
 	}
 	repeat := regs[:m.EFuse.RepeatErrWords]
-	n := newNamer(t)
+	n := namerOf(t)
 	zero := BlockError{Block: blocks[0].Name}
 	for i, r := range repeat {
 		for v := r.Value; v != 0; v &= v - 1 {
@@ -474,7 +474,7 @@ func Diff(a, b *Snapshot) ([]Change, error) {
 		return nil, fmt.Errorf("compare %s with %s: %w", a.m.Title, b.m.Title, ErrOtherChip)
 	}
 	var out []Change
-	n := newNamer(a.t)
+	n := namerOf(a.t)
 	for i, blk := range n.blocks {
 		if blk.Key {
 			if was, is := a.fingerprint(i, true), b.fingerprint(i, true); was != is {
