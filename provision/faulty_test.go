@@ -35,6 +35,19 @@ func (s *faultyStore) Create(ctx context.Context, r keystore.Record) (keystore.R
 	return out, errors.Join(err, after)
 }
 
+// Reserve is there for every store, and does nothing with one that cannot.
+func (s *faultyStore) Reserve(ctx context.Context, m keystore.Meta) error {
+	r, ok := s.Store.(keystore.Reserver)
+	if !ok {
+		return nil
+	}
+	before, after := s.check("reserve")
+	if before != nil {
+		return before
+	}
+	return errors.Join(r.Reserve(ctx, m), after)
+}
+
 func (s *faultyStore) Confirm(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint) (keystore.Receipt, error) {
 	before, after := s.check("confirm")
 	if before != nil {
