@@ -93,6 +93,9 @@ type Info struct {
 	ID        string // tells this store from every other one
 	TestStore bool   // takes simulated units, and only those
 	Where     string // path or address, for people
+	// Warning is what people must know of the store at this moment, for example
+	// that it cannot be reached and keys go to an escrow. Usually empty.
+	Warning string
 }
 
 // Receipt says where something is stored.
@@ -101,6 +104,9 @@ type Receipt struct {
 	Version int       // version of the record, or number of the state
 	Store   string    // Info.ID
 	Time    time.Time // when it became durable, UTC
+	// Warning is what people must know of this custody: that the record waits in
+	// an escrow, and so on. It belongs to the unit's result. Usually empty.
+	Warning string
 }
 
 // Meta is what a store tells about a record without its key. A store whose role
@@ -124,6 +130,9 @@ type Meta struct {
 	Created          time.Time
 	Receipt          Receipt
 	States           []State // in the order of Seq
+	// Warning says that this is not all that may be known, because a part of the
+	// store could not be asked. Usually empty.
+	Warning string
 }
 
 // Superseded reports whether the key was given up before it reached silicon.
