@@ -25,7 +25,7 @@ func (u *unit) burn(ctx context.Context) error {
 	case stage.Name == stageKey: // the key is there and its purpose is not
 		intent["key_fingerprint"], intent["block"] = u.fp.String(), u.past.burnBlock
 	}
-	return u.oneWay(ctx, stage.Name, intent, func(ctx context.Context) (observed, error) {
+	return u.do(ctx, stage.Name, intent, func(ctx context.Context) (observed, error) {
 		if isKey {
 			// The store must know before the chip can: a second key is now impossible.
 			if err := u.keyState(ctx, keystore.MayBeInSilicon, "burn begins"); err != nil {
@@ -64,7 +64,7 @@ func (u *unit) burnUntilKnown(ctx context.Context) (observed, error) {
 		sent = sent || errors.As(err, &unknown)
 		failures = append(failures, err.Error())
 		if len(failures) == burnTries && sent {
-			return saw, quarantine("set the board aside for an engineer", "%s was not complete after %d tries: %v", name, burnTries, err)
+			return saw, unsure(quarantine("set the board aside for an engineer", "%s was not complete after %d tries: %v", name, burnTries, err))
 		}
 		if len(failures) == burnTries {
 			return saw, stationError(err, "check cable, fixture and power supply, then start the same job again", "%s could not be begun", name)
@@ -115,8 +115,8 @@ func (u *unit) lookAfter(ctx context.Context) (bool, error) {
 		if errors.As(err, &f) && f.Cause == CauseQuarantined {
 			return false, err
 		}
-		return false, stationError(err, "mend the line and start the same job again: it looks at the chip first",
-			"the outcome of %s is unknown and the chip cannot be looked at", stage.Name)
+		return false, unsure(stationError(err, "mend the line and start the same job again: it looks at the chip first",
+			"the outcome of %s is unknown and the chip cannot be looked at", stage.Name))
 	}
 	want := u.plan.Expected(u.at())
 	if stage.Key != nil {
@@ -139,6 +139,7 @@ func (u *unit) lookAfter(ctx context.Context) (bool, error) {
 		key.Resume = true
 		u.todo[0].Key = &key
 	}
+	u.todo[0].Resume = true
 	if perr := u.setPlan(u.todo); perr != nil {
 		return false, quarantine("set the board aside for an engineer", "%s is incomplete and cannot be completed: %v", stage.Name, perr)
 	}
@@ -271,7 +272,7 @@ func printable(b []byte) string {
 func (u *unit) close(ctx context.Context) error {
 	fuse := u.todo[0].Set[0].Field
 	intent := map[string]any{"plan_sha256": Hash(u.plan.Hash()), "fuse": fuse}
-	return u.oneWay(ctx, stageClose, intent, func(ctx context.Context) (observed, error) {
+	return u.do(ctx, stageClose, intent, func(ctx context.Context) (observed, error) {
 		u.burning = true
 		var unknown *efuse.IndeterminateError
 		rep, err := u.burnOnce(ctx)
@@ -349,8 +350,8 @@ func (u *unit) closingEvidence(ctx context.Context, fuse string, rep *efuse.Repo
 	case readBack != nil && errors.As(err, &ce):
 		return readBack, nil
 	}
-	return nil, quarantine("set the board aside; its label and the journal tell which unit it is",
-		"%s was burned and the chip gives no sign of it: %v", fuse, err)
+	return nil, unsure(quarantine("set the board aside; its label and the journal tell which unit it is",
+		"%s was burned and the chip gives no sign of it: %v", fuse, err))
 }
 
 // blockHex is BLOCK0 as it was read, in hex.

@@ -143,9 +143,17 @@ type unit struct {
 // Run provisions the unit on the line. It always gives a Result; the journal
 // holds the same verdict when it can be written at all.
 func (e *Engine) Run(ctx context.Context, line Line, job *Job) *Result {
-	u := &unit{
-		Engine: e, job: job, line: line, start: time.Now(), steps: len(plannedSteps(e.Store, job)),
-		model: job.Recipe.Model(),
+	u := e.newUnit(line, job, len(plannedSteps(e.Store, job)))
+	defer func() { u.key.Wipe() }() // also when an observer panics
+	err := u.run(ctx)
+	u.key.Wipe()
+	u.finish(ctx, err)
+	return u.res
+}
+
+func (e *Engine) newUnit(line Line, job *Job, steps int) *unit {
+	return &unit{
+		Engine: e, job: job, line: line, start: time.Now(), steps: steps, model: job.Recipe.Model(),
 		res: &Result{
 			Recipe: job.Recipe.Name, RecipeRevision: job.Recipe.Revision,
 			Profile: string(job.Recipe.Profile), Chip: job.Recipe.Chip,
@@ -153,11 +161,6 @@ func (e *Engine) Run(ctx context.Context, line Line, job *Job) *Result {
 			Images: []ImageResult{}, Steps: []StepResult{},
 		},
 	}
-	defer func() { u.key.Wipe() }() // also when an observer panics
-	err := u.run(ctx)
-	u.key.Wipe()
-	u.finish(ctx, err)
-	return u.res
 }
 
 // plannedSteps lists the steps of a whole run, for progress.
@@ -179,7 +182,7 @@ func plannedSteps(store keystore.Store, job *Job) []string {
 
 func (u *unit) run(ctx context.Context) error {
 	if err := u.connectFirst(ctx); err != nil {
-		return err
+		return u.cutClosing(ctx, err)
 	}
 	if err := u.inspect(ctx); err != nil {
 		return err
@@ -259,6 +262,9 @@ func (u *unit) finish(ctx context.Context, err error) {
 	if len(u.res.Warnings) > 0 {
 		body["warnings"] = u.res.Warnings
 	}
+	if u.res.Rework != nil {
+		body["rework"] = u.res.Rework
+	}
 	if u.res.Closing != nil {
 		body["closing"] = u.res.Closing
 	}
@@ -314,49 +320,69 @@ func (u *unit) write(ctx context.Context, step string, kind journal.Kind, body m
 // observed is what an act saw; it goes into the journal also when the act failed.
 type observed map[string]any
 
-// do runs a reversible step: it may be cancelled, and repeated.
+// do runs a step as it is declared. A reversible one may be cancelled. A one-way
+// one has a deadline of its own, from the durable intent to the durable
+// observation, and a cancel waits.
 func (u *unit) do(ctx context.Context, step string, intent map[string]any, act func(ctx context.Context) (observed, error)) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return u.bracket(ctx, ctx, step, intent, act)
-}
-
-// oneWay runs a step that cannot be undone. From the durable intent to the
-// durable observation it has a deadline of its own, and a cancel waits.
-func (u *unit) oneWay(ctx context.Context, step string, intent map[string]any, act func(ctx context.Context) (observed, error)) error {
-	if err := ctx.Err(); err != nil {
-		return err
+	switch steps[step] {
+	case reversible:
+		return u.bracket(ctx, step, intent, act)
+	case oneWay:
+		intent["one_way"] = true
+		own, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline)
+		defer cancel()
+		return u.bracket(own, step, intent, act)
 	}
-	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline)
-	defer cancel()
-	return u.bracket(own, own, step, intent, act)
+	return fmt.Errorf("step %s is declared neither reversible nor one-way", step)
 }
 
-func (u *unit) bracket(ctx, actCtx context.Context, step string, intent map[string]any, act func(ctx context.Context) (observed, error)) error {
+func (u *unit) bracket(ctx context.Context, step string, intent map[string]any, act func(ctx context.Context) (observed, error)) error {
 	u.step++
 	u.emit(step, 0, 0, "")
 	began := time.Now()
+	outcome := outcomeFailed // also of an intent that the journal did not take
 	defer func() {
-		u.res.Steps = append(u.res.Steps, StepResult{Name: step, MS: time.Since(began).Milliseconds()})
+		u.res.Steps = append(u.res.Steps, StepResult{Name: step, MS: time.Since(began).Milliseconds(), Outcome: outcome})
 	}()
 	if err := u.write(ctx, step, journal.KindIntent, intent); err != nil {
 		return err
 	}
-	saw, err := act(actCtx)
+	saw, err := act(ctx)
 	if saw == nil {
 		saw = observed{}
 	}
-	saw["outcome"] = "done"
+	outcome = outcomeOf(err)
+	saw["outcome"] = outcome
 	if err != nil {
-		saw["outcome"], saw["error"] = "failed", err.Error()
-		if f := asFailure(ctx, err); f.Cause == CauseQuarantined {
-			saw["outcome"] = "unknown"
-		}
+		saw["error"] = err.Error()
 	}
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline)
 	defer cancel()
 	return errors.Join(err, u.write(wctx, step, journal.KindObserved, saw))
+}
+
+// The outcomes of a step.
+const (
+	outcomeDone    = "done"
+	outcomeFailed  = "failed"  // and what it did is known
+	outcomeUnknown = "unknown" // a fuse may have been burned: the next start looks at the chip
+)
+
+func outcomeOf(err error) string {
+	var (
+		unknown *efuse.IndeterminateError
+		f       *Failure
+	)
+	switch {
+	case err == nil:
+		return outcomeDone
+	case errors.As(err, &unknown), errors.As(err, &f) && f.Unknown:
+		return outcomeUnknown
+	}
+	return outcomeFailed
 }
 
 func (u *unit) emit(step string, done, total int64, text string) {

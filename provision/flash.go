@@ -27,8 +27,13 @@ func (u *unit) writeFlash(ctx context.Context) error {
 	if err := u.reserve(ctx); err != nil {
 		return err
 	}
+	return u.writeWithKey(ctx)
+}
+
+// writeWithKey writes every region as ciphertext of the run's key and proves it.
+func (u *unit) writeWithKey(ctx context.Context) error {
 	var cipher flashcrypt.Cipher
-	err = key.Use(func(b []byte) error {
+	err := u.key.Use(func(b []byte) (err error) {
 		cipher, err = flashcrypt.New(u.model.Scheme, b, flashCryptConfig)
 		return err
 	})

@@ -25,7 +25,10 @@ type history struct {
 	burnFP      keystore.Fingerprint // of the key whose burn was intended last
 	burnBlock   string               // where it was to go
 	gaveUp      bool                 // and the keystore says that it was never burned
+	reworking   bool                 // a rework was begun and is not done
 	images      []flashed
+	closing     *Closing // evidence that the last fuse works
+	proved      bool     // and that the closed unit boots
 }
 
 // flashed is a region as an earlier run of the job verified it.
@@ -39,17 +42,15 @@ type flashed struct {
 	CiphertextSHA256 string `json:"ciphertext_sha256"`
 }
 
-// oneWaySteps are those whose intent means that a fuse may have been burned.
-var oneWaySteps = []string{stageKey, stageProtect, stageLockdown, stageEnable, stageWRDis, stageClose}
-
 // readHistory goes through a unit's entries in their order.
 func readHistory(entries []journal.Entry, job string) (history, error) {
 	h := history{intents: map[string]bool{}}
 	for _, e := range entries {
 		if e.Kind == journal.KindVerdict {
 			var v struct {
-				Verdict Verdict `json:"verdict"`
-				Reason  string  `json:"reason"`
+				Verdict Verdict       `json:"verdict"`
+				Reason  string        `json:"reason"`
+				Rework  *ReworkResult `json:"rework"`
 			}
 			if err := json.Unmarshal(e.Payload, &v); err != nil {
 				return h, fmt.Errorf("journal entry %d: %w", e.Index, err)
@@ -57,6 +58,13 @@ func readHistory(entries []journal.Entry, job string) (history, error) {
 			h.finished = h.finished || v.Verdict == Pass
 			h.quarantined = h.quarantined || v.Verdict == Quarantined
 			h.reason = v.Reason
+			if v.Rework != nil && v.Rework.Done { // a person decided, and it was shown to work
+				h.reworking, h.quarantined = false, false
+			}
+			continue
+		}
+		if e.Kind == journal.KindOperator {
+			h.reworking = h.reworking || e.Step == StepRework
 			continue
 		}
 		touches := e.Step == stepFlash || e.Step == stepCustody || isOneWay(e.Step)
@@ -100,6 +108,7 @@ func (h *history) observe(e journal.Entry) error {
 		Outcome     string    `json:"outcome"`
 		Fingerprint string    `json:"key_fingerprint"`
 		Regions     []flashed `json:"regions"`
+		Closing     *Closing  `json:"closing"`
 	}
 	if err := json.Unmarshal(e.Payload, &saw); err != nil {
 		return err
@@ -116,17 +125,12 @@ func (h *history) observe(e journal.Entry) error {
 			return err
 		}
 		h.fp = fp
+	case stageClose:
+		h.closing, h.proved = saw.Closing, false
+	case stepProof:
+		h.proved = h.closing != nil
 	}
 	return nil
-}
-
-func isOneWay(step string) bool {
-	for _, s := range oneWaySteps {
-		if s == step {
-			return true
-		}
-	}
-	return false
 }
 
 // securityFields lists the BLOCK0 fields of a chip that a virgin chip has at 0.

@@ -61,6 +61,7 @@ type Result struct {
 	EFuseAfter     []efuse.BlockWords `json:"efuse_after"` // the last snapshot that could be read
 	Closing        *Closing           `json:"closing"`     // null while the loader stays open
 	Images         []ImageResult      `json:"images"`
+	Rework         *ReworkResult      `json:"rework,omitempty"`
 	Steps          []StepResult       `json:"steps"`
 	BytesWritten   int64              `json:"bytes_written"`
 	ElapsedMS      int64              `json:"elapsed_ms"`
@@ -92,10 +93,11 @@ type ImageResult struct {
 	CiphertextSHA256 Hash   `json:"ciphertext_sha256"`
 }
 
-// StepResult is how long a step took.
+// StepResult is how long a step took and how it ended.
 type StepResult struct {
-	Name string `json:"name"`
-	MS   int64  `json:"ms"`
+	Name    string `json:"name"`
+	MS      int64  `json:"ms"`
+	Outcome string `json:"outcome"` // done, failed, or unknown: nobody knows what it did to the fuses
 }
 
 // ExitCode is the exit code of a command that ran this one unit.

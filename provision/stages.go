@@ -26,9 +26,45 @@ const (
 	stepCustody   = "custody"
 	stepBoot      = "boot-check"
 	stepProof     = "proof"
-	stepVerdict   = "verdict"
-	purposeXTS128 = "XTS_AES_128_KEY"
+	// stepClosedBoot is the boot of a board that was found closed. It proves nothing
+	// of a unit, since such a board does not say which one it is.
+	stepClosedBoot = "closed-boot"
+	stepVerdict    = "verdict"
+	purposeXTS128  = "XTS_AES_128_KEY"
 )
+
+// nature says whether a step can be undone.
+type nature int
+
+const (
+	reversible nature = iota + 1 // it may be cut by a cancel, and done again
+	oneWay                       // it burns fuses: no cancel cuts it, and its outcome is read from the chip
+)
+
+// steps declares every step. The engine does none that is not declared here, and
+// treats each as it is declared (see do); so does whoever reads a unit's history.
+var steps = map[string]nature{
+	stepConnect:    reversible,
+	stepInspect:    reversible,
+	stepPlan:       reversible,
+	stepReserve:    reversible,
+	stepLoadKey:    reversible,
+	stepFlash:      reversible,
+	stepVerify:     reversible,
+	stepCustody:    reversible, // a key that was not burned can be superseded
+	stageKey:       oneWay,
+	stageProtect:   oneWay,
+	stageLockdown:  oneWay,
+	stageEnable:    oneWay,
+	stepBoot:       reversible,
+	stageWRDis:     oneWay,
+	stageClose:     oneWay,
+	stepProof:      reversible,
+	stepClosedBoot: reversible,
+}
+
+// isOneWay: the intent of such a step means that a fuse may have been burned.
+func isOneWay(step string) bool { return steps[step] == oneWay }
 
 // stages lists what a profile burns, in order, for a chip whose key goes into
 // the given block. It knows no chip: what differs is in the model (esp-facts

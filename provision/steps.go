@@ -214,6 +214,9 @@ func (u *unit) admit(ctx context.Context) error {
 			if u.line.Serial != "" {
 				saw["serial"] = u.line.Serial
 			}
+			if u.Lot != "" {
+				saw["lot"] = u.Lot
+			}
 			return saw, nil
 		})
 }
@@ -250,6 +253,8 @@ func (u *unit) readPast(ctx context.Context) error {
 	switch {
 	case u.past.quarantined:
 		return quarantine("an engineer decides what becomes of it", "unit %s is quarantined: %s", u.mac, u.past.reason)
+	case u.past.reworking:
+		return refuse("finish it with --rework REASON and the same recipe", "a rework of unit %s was begun and is not done: its flash may hold anything", u.mac)
 	case u.past.finished:
 		return &Failure{Cause: CauseRefused, Reason: fmt.Sprintf("unit %s is finished already", u.mac), NextStep: "take the board out: it is done", Finished: true}
 	case u.past.otherJob != "":
@@ -378,6 +383,11 @@ func (u *unit) makePlan() error {
 	if len(foreign) > 0 {
 		return u.surprise("fuses are set that nobody explains: " + strings.Join(foreign, ", "))
 	}
+	for i := range all {
+		// A stage that was begun may have been cut off in the middle of a burn. What
+		// is half burned is burned again.
+		all[i].Resume = u.past.intents[all[i].Name]
+	}
 	if u.past.keyBurned {
 		if all, err = u.afterKey(all); err != nil {
 			return err
@@ -399,12 +409,12 @@ func (u *unit) makePlan() error {
 }
 
 // afterKey leaves of the stages what is to do once the key is in its block. The
-// purpose is burned after the key: without it the block is none that encrypts, and
-// the next stage would lock it so.
+// purpose is burned after the key: without it, or with half of it, the block is none
+// that encrypts, and the next stage would lock it so.
 func (u *unit) afterKey(all []efuse.Stage) ([]efuse.Stage, error) {
 	key := all[0].Key
 	b, err := u.now.KeyBlock(key.Block)
-	if err != nil || key.Purpose == "" || b.Purpose == key.Purpose {
+	if err != nil || key.Purpose == "" || b.Purpose == key.Purpose && !u.halfBurned(purposeField(key.Block)) {
 		return all[1:], err
 	}
 	p, ok := u.now.Table().Purpose(key.Purpose)
@@ -414,6 +424,18 @@ func (u *unit) afterKey(all []efuse.Stage) ([]efuse.Stage, error) {
 	all[0].Key = nil
 	all[0].Set = []chip.Assignment{{Field: purposeField(key.Block), Value: uint32(p.Value)}}
 	return all, nil
+}
+
+// halfBurned reports that the copies of a bit of a BLOCK0 field disagree.
+func (u *unit) halfBurned(field string) bool {
+	for _, e := range u.now.BlockErrors() {
+		for _, b := range e.Bits {
+			if b.Field == field {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // setPlan checks stages against what the chip shows now.

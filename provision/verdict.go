@@ -51,6 +51,7 @@ type Failure struct {
 	Reason   string
 	NextStep string
 	Err      error // what lies below, may be nil
+	Unknown  bool  // nobody knows what the last act did to the fuses
 	Finished bool  // the unit is refused because it passed before
 	Closed   bool  // the unit is refused because its loader is closed already
 }
@@ -110,6 +111,12 @@ func refuse(next, format string, args ...any) *Failure {
 
 func quarantine(next, format string, args ...any) *Failure {
 	return &Failure{Cause: CauseQuarantined, Reason: fmt.Sprintf(format, args...), NextStep: next}
+}
+
+// unsure is a failure that leaves open what the last act did to the fuses.
+func unsure(f *Failure) *Failure {
+	f.Unknown = true
+	return f
 }
 
 func failUnit(next, format string, args ...any) *Failure {

@@ -376,7 +376,7 @@ func (j *journalLines) unit(mac chip.MAC) *journalUnit {
 }
 
 func (j *journalLines) read(entries Entries) error {
-	f := newFolder()
+	f := NewFolder()
 	for e, err := range entries {
 		if err != nil {
 			return err
@@ -388,7 +388,7 @@ func (j *journalLines) read(entries Entries) error {
 			j.unit(e.Unit).rework = true
 			continue
 		}
-		a, err := f.add(e)
+		a, err := f.Add(e)
 		if err != nil {
 			return err
 		}
@@ -398,7 +398,7 @@ func (j *journalLines) read(entries Entries) error {
 			}
 		}
 	}
-	for _, a := range f.rest() {
+	for _, a := range f.Rest() {
 		if err := j.take(a); err != nil {
 			return err
 		}

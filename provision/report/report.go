@@ -159,7 +159,7 @@ func project(journals []Entries, slim func(*Attempt)) (*Projection, error) {
 		u.Attempts = append(u.Attempts, a)
 	}
 	for _, entries := range journals {
-		f := newFolder()
+		f := NewFolder()
 		for e, err := range entries {
 			if err != nil {
 				return nil, err
@@ -170,7 +170,7 @@ func project(journals []Entries, slim func(*Attempt)) (*Projection, error) {
 				u.Reworks = append(u.Reworks, r)
 				continue
 			}
-			done, err := f.add(e)
+			done, err := f.Add(e)
 			if err != nil {
 				return nil, err
 			}
@@ -178,7 +178,7 @@ func project(journals []Entries, slim func(*Attempt)) (*Projection, error) {
 				take(done)
 			}
 		}
-		for _, a := range f.rest() {
+		for _, a := range f.Rest() {
 			take(a)
 		}
 	}
@@ -312,16 +312,18 @@ type payload struct {
 	ElapsedMS      int64                 `json:"elapsed_ms"`
 }
 
-// folder folds entries into attempts. A slot works on one unit at a time, so an
+// Folder folds entries into attempts. A slot works on one unit at a time, so an
 // entry belongs to its slot's open attempt also before the unit is known.
-type folder struct {
+type Folder struct {
 	open map[string]*Attempt // by slot
 }
 
-func newFolder() *folder { return &folder{open: map[string]*Attempt{}} }
+// NewFolder begins with the first entry of a journal, or with one that opens an
+// attempt.
+func NewFolder() *Folder { return &Folder{open: map[string]*Attempt{}} }
 
-// add takes the next entry and gives an attempt that is complete now, if any.
-func (f *folder) add(e journal.Entry) (*Attempt, error) {
+// Add takes the next entry and gives an attempt that is complete now, if any.
+func (f *Folder) Add(e journal.Entry) (*Attempt, error) {
 	switch e.Kind {
 	case journal.KindIntent, journal.KindObserved, journal.KindVerdict:
 	case journal.KindOperator, journal.KindStation:
@@ -358,8 +360,8 @@ func (f *folder) add(e journal.Entry) (*Attempt, error) {
 	return cut, nil
 }
 
-// rest gives the attempts that have no end.
-func (f *folder) rest() []*Attempt {
+// Rest gives the attempts that have no end.
+func (f *Folder) Rest() []*Attempt {
 	var out []*Attempt
 	for _, a := range f.open {
 		out = append(out, a)
