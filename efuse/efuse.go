@@ -303,10 +303,11 @@ var namers sync.Map // *table.Table to *namer
 
 func namerOf(t *table.Table) *namer {
 	if n, ok := namers.Load(t); ok {
-		return n.(*namer)
+		return n.(*namer) //nolint:forcetypeassert // nothing else is stored
 	}
-	n, _ := namers.LoadOrStore(t, newNamer(t))
-	return n.(*namer)
+	n := newNamer(t)
+	namers.Store(t, n)
+	return n
 }
 
 func newNamer(t *table.Table) *namer {
