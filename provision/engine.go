@@ -42,6 +42,8 @@ type Line struct {
 	// Serial is the serial number on the board's label, for the journal. It may be
 	// empty. What counts as the unit's identity is the MAC that the chip tells.
 	Serial string
+	// MaxBaud is the highest rate that the line is known to carry; 0: not known.
+	MaxBaud int
 }
 
 // Admission is what whoever runs the lot has to say of a unit that is let in.
@@ -70,6 +72,9 @@ func NewJob(r *recipe.Recipe) (*Job, error) {
 	rh, lh := r.Hash(), l.Hash()
 	return &Job{Recipe: r, Layout: l, hash: sha256.Sum256(append(rh[:], lh[:]...))}, nil
 }
+
+// Hash stands for the recipe's meaning and all that goes to flash.
+func (j *Job) Hash() Hash { return j.hash }
 
 // ID names the job on one unit: the same for the same MAC, recipe and images.
 func (j *Job) ID(mac chip.MAC) string {
@@ -133,9 +138,10 @@ type unit struct {
 	// reserved: the keystore holds a reservation for key, and its record was not
 	// sent yet.
 	reserved bool
-	custody  bool // confirmed in this run or an earlier one of the same job
-	untold   bool // the store does not know that the key is in silicon
-	burning  bool // a one-way act was begun, in this run or an earlier one
+	custody  bool   // confirmed in this run or an earlier one of the same job
+	untold   bool   // the store does not know that the key is in silicon
+	burning  bool   // a one-way act was begun, in this run or an earlier one
+	order    string // why the flash is written anew; empty: this is no rework
 	step     int
 	steps    int
 }

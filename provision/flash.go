@@ -47,7 +47,7 @@ func (u *unit) writeWithKey(ctx context.Context) error {
 	}
 	u.noteImages(regions)
 
-	intent := map[string]any{"regions": u.res.Images, "erase": u.job.Layout.Erase, "baud": u.job.Recipe.Baud}
+	intent := map[string]any{"regions": u.res.Images, "erase": u.job.Layout.Erase, "baud": u.baud()}
 	err = u.do(ctx, stepFlash, intent, func(ctx context.Context) (observed, error) {
 		return u.flashAll(ctx, regions)
 	})
@@ -111,7 +111,7 @@ func (u *unit) noteImages(regions []layout.Ciphertext) {
 func (u *unit) flashAll(ctx context.Context, regions []layout.Ciphertext) (observed, error) {
 	total := u.flashWork(regions)
 	var err error
-	for _, baud := range bauds(u.job.Recipe.Baud) {
+	for _, baud := range bauds(u.baud()) {
 		err = nil
 		if baud != u.client.Baud() {
 			if err = u.client.ChangeBaud(ctx, baud); err == nil {
@@ -137,6 +137,14 @@ func (u *unit) flashAll(ctx context.Context, regions []layout.Ciphertext) (obser
 	}
 	return nil, stationError(err, "check cable, fixture and power, then start again; nothing was burned",
 		"the flash could not be written at any baud rate")
+}
+
+// baud is the rate to begin with: the product's, unless the line is slower.
+func (u *unit) baud() int {
+	if u.line.MaxBaud > 0 {
+		return min(u.job.Recipe.Baud, max(u.line.MaxBaud, burnBaud))
+	}
+	return u.job.Recipe.Baud
 }
 
 func bauds(first int) []int {

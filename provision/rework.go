@@ -68,6 +68,7 @@ func (u *unit) rework(ctx context.Context, order Rework) error {
 	if u.Operator == "" || order.Reason == "" {
 		return refuse("name who orders it and why: --operator NAME --rework REASON", "a rework needs an operator and a reason")
 	}
+	u.order = order.Reason
 	if err := u.connectFirst(ctx); err != nil {
 		return err
 	}

@@ -66,6 +66,9 @@ var steps = map[string]nature{
 // isOneWay: the intent of such a step means that a fuse may have been burned.
 func isOneWay(step string) bool { return steps[step] == oneWay }
 
+// OneWay reports whether a step of this name cannot be undone, for screens.
+func OneWay(step string) bool { return isOneWay(step) }
+
 // stages lists what a profile burns, in order, for a chip whose key goes into
 // the given block. It knows no chip: what differs is in the model (esp-facts
 // F.2-F.5). The crypt counter comes after every fuse that it would make

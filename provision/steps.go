@@ -45,7 +45,7 @@ func (u *unit) jobFacts() map[string]any {
 		"port": u.line.Port.Info().Name, "recipe": r.Name, "recipe_revision": r.Revision,
 		"recipe_sha256": Hash(r.Hash()), "profile": r.Profile,
 	}
-	for name, v := range map[string]string{"lot": u.Lot, "serial": u.line.Serial, "tool": u.Tool} {
+	for name, v := range map[string]string{"lot": u.Lot, "serial": u.line.Serial, "tool": u.Tool, "rework_reason": u.order} {
 		if v != "" {
 			facts[name] = v
 		}

@@ -471,7 +471,8 @@ func (u *Unit) statement() Statement {
 	}
 	var first, after *Attempt
 	for _, a := range u.Attempts {
-		if a.Job == final.Job && !a.Begun.After(final.Begun) {
+		// A rework may be another recipe's job, and did not see the key go in.
+		if (a.Job == final.Job || final.Rework && !a.changedNothing()) && !a.Begun.After(final.Begun) {
 			if first == nil && len(a.Before) > 0 {
 				first = a
 			}

@@ -64,12 +64,14 @@ func TestTokenOfVendor(t *testing.T) {
 		want   string
 	}{
 		{
-			"esp32", 301, map[int]string{0: "07f10088 00000001 00300200 0000a200 00000e50 f1100000 000003c4"},
+			"esp32", 301,
+			map[int]string{0: "07f10088 00000001 00300200 0000a200 00000e50 f1100000 000003c4"},
 			[]efuse.ErrorRegister{{Name: "DEC_STATUS"}},
 			"EFSR:esp32:301:iADxBwEAAAAAAjAAAKIAAFAOAAAAABDxxAMAAA:::::xhiZhQ",
 		},
 		{
-			"esp32c3", 4, map[int]string{
+			"esp32c3", 4,
+			map[int]string{
 				0: "00800104 00180601 041c0000 00000000 00000002 00000000",
 				1: "00000002 00000200 00000000 03100000 00000000 00000000", 2: c3Factory,
 			},
@@ -77,7 +79,8 @@ func TestTokenOfVendor(t *testing.T) {
 			"EFSR:esp32c3:004:BAGAAAEGGAAAABwEAAAAAAIAAAAAAAAA:AgAAAAACAAAAAAAAAAAQAwAAAAAAAAAA:ABkGb4MrAkyHu9zIb8UVDAEAAAAAAAAAAAAAAAAAAAA::::::::::mpfsPw",
 		},
 		{
-			"esp32c3", 4, map[int]string{
+			"esp32c3", 4,
+			map[int]string{
 				1: "00000009 00000200 00000000 03100000 00000000 00000000", 2: c3Factory,
 				3: "a5a5a5a5 a5a5a5a5 a5a5a5a5 a5a5a5a5 a5a5a5a5 a5a5a5a5 a5a5a5a5 a5a5a5a5",
 			},

@@ -426,7 +426,7 @@ func (j *journalLines) note(e journal.Entry) error {
 
 // take adds a complete attempt.
 func (j *journalLines) take(a *Attempt) error {
-	if a.MAC == (chip.MAC{}) || a.Cause == provision.CauseRefused {
+	if a.MAC == (chip.MAC{}) || a.changedNothing() {
 		return nil
 	}
 	u := j.units[a.MAC]

@@ -280,7 +280,7 @@ func (b *lotBuilder) unit(u *Unit) {
 	counted := 0 // attempts that were no refusals
 	for _, a := range u.Attempts {
 		b.note(a)
-		if a.Cause != provision.CauseRefused {
+		if !a.changedNothing() {
 			counted++
 		}
 	}
@@ -291,7 +291,7 @@ func (b *lotBuilder) unit(u *Unit) {
 		FirstPass: u.Attempts[0].Verdict == provision.Pass,
 		Reworked:  counted > 1 || len(u.Reworks) > 0,
 		Chip:      final.Chip, Revision: final.Revision, Recipe: final.Recipe, RecipeRev: final.RecipeRevision,
-		Profile: final.Profile, Fingerprint: u.key(final.Job).KeyFingerprint, Station: final.Station, Slot: final.Slot,
+		Profile: final.Profile, Fingerprint: u.key(final).KeyFingerprint, Station: final.Station, Slot: final.Slot,
 		Operator: final.Operator, Begun: stamp(u.Attempts[0].Begun), Ended: stamp(final.lastEntryAt),
 		CycleMS: final.ElapsedMS, Entry: final.Entries[len(final.Entries)-1],
 	}
@@ -327,9 +327,9 @@ func (b *lotBuilder) unit(u *Unit) {
 
 // key finds the attempt of a job that took custody of the key, an empty one if
 // there is none.
-func (u *Unit) key(job string) *Attempt {
+func (u *Unit) key(final *Attempt) *Attempt {
 	for _, a := range slices.Backward(u.Attempts) {
-		if a.KeyFingerprint != "" && a.Job == job {
+		if a.KeyFingerprint != "" && (a.Job == final.Job || final.Rework) {
 			return a
 		}
 	}

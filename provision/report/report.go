@@ -77,6 +77,8 @@ type Attempt struct {
 	BurnedFP     string    // the fingerprint that the intent names
 	CustodyFP    string    // the fingerprint that the store was asked to keep
 	OneWayBegun  bool      // by the verdict, or by the intent of a burn
+	Rework       bool      // it was to write the flash of a unit that has its key
+	Rewrote      bool      // and it began to
 
 	Verdict     provision.Verdict // empty: the run was cut off
 	Cause       provision.Cause
@@ -217,7 +219,7 @@ func (u *Unit) first() time.Time {
 }
 
 // StepRework is the step of the operator's entry that allows a rework.
-const StepRework = "rework"
+const StepRework = provision.StepRework
 
 func rework(e journal.Entry) (Rework, bool) {
 	if e.Kind != journal.KindOperator || e.Unit == (chip.MAC{}) || e.Step != StepRework {
@@ -234,6 +236,7 @@ func rework(e journal.Entry) (Rework, bool) {
 // Final is the attempt that tells what became of the unit: the last one with a
 // verdict, but a refusal does not undo what an earlier attempt came to. (A
 // finished unit that is put into the fixture again is refused, and stays PASS.)
+// The same holds for a rework that wrote nothing.
 // It is nil for a unit without attempts.
 func (u *Unit) Final() *Attempt {
 	var final *Attempt
@@ -241,9 +244,9 @@ func (u *Unit) Final() *Attempt {
 		switch {
 		case final == nil:
 			final = a
-		case a.Verdict == "" && !a.OneWayBegun:
+		case a.Verdict == "" && !a.OneWayBegun && !a.Rewrote, a.Rework && !a.Rewrote:
 		case a.Cause == provision.CauseRefused:
-			if final.Cause == provision.CauseRefused || final.Verdict == "" && !final.OneWayBegun {
+			if final.Cause == provision.CauseRefused || final.Verdict == "" && !final.OneWayBegun && !final.Rewrote {
 				final = a
 			}
 		default:
@@ -251,6 +254,11 @@ func (u *Unit) Final() *Attempt {
 		}
 	}
 	return final
+}
+
+// changedNothing reports an attempt that left the unit as it was.
+func (a *Attempt) changedNothing() bool {
+	return a.Cause == provision.CauseRefused || a.Rework && !a.Rewrote
 }
 
 // Serial is the serial number that was scanned last.
@@ -268,6 +276,7 @@ const (
 	stepConnect = "connect"
 	stepInspect = "inspect"
 	stepPlan    = "plan"
+	stepFlash   = "flash"
 	stepVerify  = "verify-flash"
 	stepCustody = "custody"
 	stepBurnKey = "burn-key"
@@ -293,6 +302,7 @@ type payload struct {
 	FlashID        string                `json:"flash_id"`
 	FlashSize      uint32                `json:"flash_size"`
 	Outcome        string                `json:"outcome"`
+	ReworkReason   string                `json:"rework_reason"`
 	PlanSHA256     string                `json:"plan_sha256"`
 	TableSHA256    string                `json:"table_sha256"`
 	Continues      bool                  `json:"continues"`
@@ -403,6 +413,7 @@ func (a *Attempt) take(e journal.Entry, p payload) error {
 func (a *Attempt) intend(e journal.Entry, p payload) {
 	switch e.Step {
 	case stepConnect, stepPlan:
+		a.Rework = a.Rework || p.ReworkReason != ""
 		keep(&a.Port, p.Port)
 		keep(&a.Recipe, p.Recipe)
 		keep(&a.RecipeSHA256, p.RecipeSHA256)
@@ -413,6 +424,8 @@ func (a *Attempt) intend(e journal.Entry, p payload) {
 		if p.RecipeRevision != 0 {
 			a.RecipeRevision = p.RecipeRevision
 		}
+	case stepFlash:
+		a.Rewrote = a.Rework
 	case stepCustody:
 		a.CustodyFP = p.KeyFingerprint
 	case stepBurnKey:
@@ -437,6 +450,7 @@ func (a *Attempt) observe(e journal.Entry, p payload) error {
 		}
 	case stepPlan:
 		keep(&a.Serial, p.Serial)
+		keep(&a.Lot, p.Lot)
 		keep(&a.PlanSHA256, p.PlanSHA256)
 		keep(&a.TableSHA256, p.TableSHA256)
 		a.Continues = p.Continues
