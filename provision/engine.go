@@ -140,6 +140,7 @@ type unit struct {
 	reserved bool
 	custody  bool   // confirmed in this run or an earlier one of the same job
 	untold   bool   // the store does not know that the key is in silicon
+	begun    bool   // an entry of this run is in the journal
 	burning  bool   // a one-way act was begun, in this run or an earlier one
 	order    string // why the flash is written anew; empty: this is no rework
 	step     int
@@ -278,6 +279,9 @@ func (u *unit) finish(ctx context.Context, err error) {
 		body["efuse"] = u.res.EFuseAfter
 		body["efuse_errors"] = u.now.ErrorRegisters()
 	}
+	if !u.begun {
+		return // a verdict on nothing: no entry says that there was a run
+	}
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline)
 	defer cancel()
 	if jerr := u.write(wctx, stepVerdict, journal.KindVerdict, body); jerr != nil && u.res.Cause != CauseJournal {
@@ -356,6 +360,7 @@ func (u *unit) bracket(ctx context.Context, step string, intent map[string]any, 
 	if err := u.write(ctx, step, journal.KindIntent, intent); err != nil {
 		return err
 	}
+	u.begun = true
 	saw, err := act(ctx)
 	if saw == nil {
 		saw = observed{}

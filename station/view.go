@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/provisiond/provisiond/provision"
+	"github.com/provisiond/provisiond/station/views"
 )
 
 // SlotState says what a slot is doing. The page shows each with a word, a colour
@@ -96,19 +97,8 @@ type LotView struct {
 	Yield          Yield     `json:"yield"`
 }
 
-// Yield counts units by their last verdict. Simulated units are not in it, but
-// where everything is simulated.
-type Yield struct {
-	Pass        int `json:"pass"`
-	FirstPass   int `json:"first_pass"` // of Pass, at their first try
-	Fail        int `json:"fail"`
-	Error       int `json:"error"`
-	Aborted     int `json:"aborted"`
-	Quarantined int `json:"quarantined"`
-}
-
-// Units is how many units were begun and have an end.
-func (y Yield) Units() int { return y.Pass + y.Fail + y.Error + y.Aborted + y.Quarantined }
+// Yield counts units by their last verdict.
+type Yield = views.Yield
 
 // Condition is one thing that must hold for the station to work.
 type Condition struct {
@@ -142,22 +132,7 @@ type PortView struct {
 }
 
 // UnitView is a line of the history: one run on one unit.
-type UnitView struct {
-	Index     uint64            `json:"index"` // of the verdict in the journal
-	Time      time.Time         `json:"time"`
-	Unit      string            `json:"unit,omitempty"`
-	Serial    string            `json:"serial,omitempty"`
-	Slot      string            `json:"slot"`
-	Lot       string            `json:"lot,omitempty"`
-	Recipe    string            `json:"recipe,omitempty"`
-	Operator  string            `json:"operator,omitempty"`
-	Simulated bool              `json:"simulated"`
-	Verdict   provision.Verdict `json:"verdict"`
-	Cause     provision.Cause   `json:"cause,omitempty"`
-	Reason    string            `json:"reason,omitempty"`
-	NextStep  string            `json:"next_step,omitempty"`
-	ElapsedMS int64             `json:"elapsed_ms"`
-}
+type UnitView = views.Run
 
 // HistoryQuery selects lines of the history, the newest first.
 type HistoryQuery struct {
