@@ -1,0 +1,5 @@
+//go:build !linux
+
+package discover
+
+func openUevents() (eventSource, error) { return nil, ErrUnsupported }
