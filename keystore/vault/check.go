@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,187 +9,228 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/keystore"
 )
 
-// FindingKind says what is wrong with a unit.
-type FindingKind string
-
-// The kinds of findings.
-const (
-	FindingDamaged   FindingKind = "damaged"    // an entry does not parse, was overwritten or deleted
-	FindingTwoKeys   FindingKind = "two-keys"   // more than one key is not superseded
-	FindingUnclaimed FindingKind = "unclaimed"  // a record that no claim names: not made by a station of ours
-	FindingClaimOnly FindingKind = "claim-only" // a claim whose record never came: the unit waits for its job to run again
-	FindingForeign   FindingKind = "foreign"    // a name that does not belong where it is
-	FindingDuplicate FindingKind = "duplicate"  // one key for two units
-	FindingWrongKind FindingKind = "wrong-kind" // a simulated unit among real ones, or the reverse
-)
-
-// Finding is something that Check does not like.
-type Finding struct {
-	Kind        FindingKind
-	Unit        chip.MAC
-	Fingerprint keystore.Fingerprint // zero if it is about the unit
-	Words       string
-}
-
-func (f Finding) String() string {
-	s := string(f.Kind) + ": unit " + f.Unit.String()
-	if !f.Fingerprint.IsZero() {
-		s += ", key " + f.Fingerprint.String()
-	}
-	return s + ": " + f.Words
-}
-
-// CheckStats count what Check looked at.
-type CheckStats struct {
-	Units, Records, Superseded, InSilicon int
-}
-
 // checkWorkers is how many units are looked at at once.
 const checkWorkers = 32
 
+// pendingFor is how long a claim may wait for its record: the time in which a
+// flash is written, and then some.
+const pendingFor = time.Hour
+
+var _ keystore.Checker = (*Store)(nil)
+
 // Check looks at every unit: its claims, what is stored for it, its states. It
 // needs a role that may list; with the auditor's it reads no key. Per unit it
-// makes two requests, and per key three and one for each state; it holds 28 bytes
-// per unit. found is called from one goroutine at a time.
-func (s *Store) Check(ctx context.Context, found func(Finding)) (CheckStats, error) {
-	units, err := s.units(ctx)
-	if err != nil {
-		return CheckStats{}, err
+// makes two requests, and per key two, and with states one for each and one more.
+//
+// It goes shard by shard and holds the names of one shard (a 256th of the units)
+// and 16 bytes per key, for the search for duplicates.
+func (s *Store) Check(ctx context.Context, o keystore.CheckOptions) (keystore.CheckReport, error) {
+	if err := s.check(ctx); err != nil {
+		return keystore.CheckReport{}, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	k := &checker{s: s, found: found, prints: make(map[[16]byte]chip.MAC, len(units))}
-	k.stats.Units = len(units)
+	k := &checker{s: s, o: o, report: keystore.CheckReport{Findings: []keystore.Finding{}}}
 	work := make(chan chip.MAC)
 	var wg sync.WaitGroup
 	for range checkWorkers {
 		wg.Go(func() {
 			for u := range work {
 				if err := k.unit(ctx, u); err != nil {
-					cancel(err)
+					cancel(fmt.Errorf("unit %s: %w", u, err))
 				}
 			}
 		})
 	}
-feed:
-	for _, u := range units {
+	err := s.eachUnit(ctx, func(u chip.MAC) error {
 		select {
 		case work <- u:
+			return nil
 		case <-ctx.Done():
-			break feed
+			return context.Cause(ctx)
 		}
-	}
+	}, func(path string) {
+		k.find(keystore.FindingForeign, chip.MAC{}, keystore.Fingerprint{}, "%s does not belong there", strconv.Quote(path))
+	})
 	close(work)
 	wg.Wait()
-	return k.stats, context.Cause(ctx)
+	if cause := context.Cause(ctx); cause != nil {
+		return k.report, cause
+	}
+	if err == nil {
+		k.duplicates()
+	}
+	return k.report, err
 }
 
 type checker struct {
-	s     *Store
-	mu    sync.Mutex
-	found func(Finding)
-	stats CheckStats
-	// prints has the first half of every fingerprint: 2^64 units collide by chance.
-	prints map[[16]byte]chip.MAC
+	s *Store
+	o keystore.CheckOptions
+
+	mu     sync.Mutex
+	report keystore.CheckReport
+	// prints has the beginning of every fingerprint and whose it is, by its first
+	// byte: 80 bits, of which a million keys have two alike once in 10^12 stores.
+	prints [256][]keyMark
 }
 
-func (k *checker) report(kind FindingKind, unit chip.MAC, fp keystore.Fingerprint, format string, args ...any) {
+type keyMark [16]byte
+
+func (p keyMark) fp() []byte     { return p[:10] }
+func (p keyMark) unit() chip.MAC { return chip.MAC(p[10:]) }
+
+func (k *checker) find(kind keystore.FindingKind, unit chip.MAC, fp keystore.Fingerprint, format string, args ...any) {
+	f := keystore.Finding{Kind: kind, Unit: unit, Fingerprint: fp, Problem: fmt.Sprintf(format, args...)}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.found(Finding{kind, unit, fp, fmt.Sprintf(format, args...)})
+	if k.o.Found != nil {
+		k.o.Found(f)
+		return
+	}
+	k.report.Findings = append(k.report.Findings, f)
 }
 
-func (k *checker) unit(ctx context.Context, unit chip.MAC) error {
-	if unit.LocallyAdministered() != k.s.info.TestStore {
-		k.report(FindingWrongKind, unit, keystore.Fingerprint{}, "simulated units and real ones do not share a store")
+// view is what one look at a unit saw.
+type view struct {
+	names []string // in the unit's folder
+	metas []keystore.Meta
+}
+
+func (k *checker) look(ctx context.Context, unit chip.MAC) (v view, err error) {
+	if v.names, err = k.s.c.list(ctx, unitPath(unit)+"/"); err != nil {
+		return v, err
 	}
-	var names []string
-	var metas []keystore.Meta
-	// What is missing at first sight may be the view of a server that lags.
-	_, err := k.s.settled(ctx, func(ctx context.Context) (_ bool, err error) {
-		if names, err = k.s.c.list(ctx, unitPath(unit)+"/"); err != nil {
-			return false, err
-		}
-		metas, err = k.s.List(ctx, unit)
-		return whole(names, metas), err
+	v.metas, err = k.s.walk(ctx, unit, func(fp keystore.Fingerprint) bool {
+		return slices.Contains(v.names, fp.String()+"/") // without a folder there are no states
 	})
-	if errors.Is(err, keystore.ErrDamaged) {
-		k.report(FindingDamaged, unit, keystore.Fingerprint{}, "%v", err)
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	live := 0
-	claimed := map[string]bool{"claim/": true}
-	for _, m := range metas {
-		fp := m.Fingerprint.String()
-		claimed[fp], claimed[fp+"/"] = true, true
-		if !m.Superseded() {
-			live++
-		}
-		if m.Receipt.Ref == "" {
-			if !m.Superseded() {
-				k.report(FindingClaimOnly, unit, m.Fingerprint, "job %s of station %s claimed it and its record never came", m.Job, m.Station)
-			}
-		} else if !slices.Contains(names, fp) {
-			k.report(FindingDamaged, unit, m.Fingerprint, "it can be read and is not listed")
-		}
-		k.count(unit, m)
-	}
-	if live > 1 {
-		k.report(FindingTwoKeys, unit, keystore.Fingerprint{}, "%d keys are not superseded", live)
-	}
-	for _, name := range names {
-		if claimed[name] {
-			continue
-		}
-		if fp, err := keystore.ParseFingerprint(strings.TrimSuffix(name, "/")); err == nil {
-			k.report(FindingUnclaimed, unit, fp, "no claim names it: find out who wrote it in the audit log")
-		} else {
-			k.report(FindingForeign, unit, keystore.Fingerprint{}, "%s does not belong there", strconv.Quote(name))
-		}
-	}
-	return nil
+	return v, err
 }
 
 // whole reports whether names and claims name the same records.
-func whole(names []string, metas []keystore.Meta) bool {
-	for _, m := range metas {
-		if m.Receipt.Ref == "" && !m.Superseded() || m.Receipt.Ref != "" && !slices.Contains(names, m.Fingerprint.String()) {
+func (v view) whole() bool {
+	for _, m := range v.metas {
+		if m.Receipt.Ref == "" && !m.Superseded() || m.Receipt.Ref != "" && !slices.Contains(v.names, m.Fingerprint.String()) {
 			return false
 		}
 	}
-	for _, name := range names {
+	for _, name := range v.names {
 		fp, err := keystore.ParseFingerprint(strings.TrimSuffix(name, "/"))
-		if err == nil && !slices.ContainsFunc(metas, func(m keystore.Meta) bool { return m.Fingerprint == fp }) {
+		if err == nil && !slices.ContainsFunc(v.metas, func(m keystore.Meta) bool { return m.Fingerprint == fp }) {
 			return false
 		}
 	}
 	return true
 }
 
-func (k *checker) count(unit chip.MAC, m keystore.Meta) {
+func (k *checker) unit(ctx context.Context, unit chip.MAC) error {
+	if err := keystore.CheckUnit(unit, k.s.info.TestStore); err != nil {
+		k.find(keystore.FindingWrongKind, unit, keystore.Fingerprint{}, "%v", err)
+	}
+	var v view
+	// What is missing at first sight may be the view of a server that lags.
+	_, err := k.s.settled(k.s.c.begin(ctx), func(ctx context.Context) (_ bool, err error) {
+		v, err = k.look(ctx, unit)
+		return v.whole(), err
+	})
+	switch {
+	case errors.Is(err, keystore.ErrDamaged):
+		k.find(keystore.FindingDamaged, unit, keystore.Fingerprint{}, "%v", err)
+	case err != nil:
+		return err
+	default:
+		k.judge(unit, v)
+	}
+	for _, m := range v.metas {
+		if err := k.key(ctx, m); err != nil {
+			return err
+		}
+	}
 	k.mu.Lock()
-	if m.Receipt.Ref != "" {
-		k.stats.Records++
+	defer k.mu.Unlock()
+	k.report.Units++
+	if k.o.Progress != nil {
+		k.o.Progress(k.report.Units)
 	}
-	if m.Superseded() {
-		k.stats.Superseded++
+	return nil
+}
+
+// judge says what is wrong with a unit that could be read.
+func (k *checker) judge(unit chip.MAC, v view) {
+	live := 0
+	claimed := map[string]bool{"claim/": true}
+	for _, m := range v.metas {
+		fp := m.Fingerprint.String()
+		claimed[fp], claimed[fp+"/"] = true, true
+		if !m.Superseded() {
+			live++
+		}
+		switch missing := m.Receipt.Ref == ""; {
+		case missing && m.Superseded():
+		case missing && k.s.now().Sub(m.Created) < pendingFor:
+			k.mu.Lock()
+			k.report.Pending++
+			k.mu.Unlock()
+		case missing:
+			k.find(keystore.FindingClaimOnly, unit, m.Fingerprint, "job %s of station %s claimed it and its record never came", m.Job, m.Station)
+		case !slices.Contains(v.names, fp):
+			k.find(keystore.FindingDamaged, unit, m.Fingerprint, "it can be read and is not listed")
+		}
 	}
-	if m.Current() == keystore.InSilicon {
-		k.stats.InSilicon++
+	if live > 1 {
+		k.find(keystore.FindingTwoKeys, unit, keystore.Fingerprint{}, "%d keys are not superseded", live)
 	}
-	half := [16]byte(m.Fingerprint[:16])
-	other, twice := k.prints[half]
-	k.prints[half] = unit
+	for _, name := range v.names {
+		if claimed[name] {
+			continue
+		}
+		if fp, err := keystore.ParseFingerprint(strings.TrimSuffix(name, "/")); err == nil {
+			k.find(keystore.FindingUnclaimed, unit, fp, "no claim names it: find out who wrote it in the audit log")
+		} else {
+			k.find(keystore.FindingForeign, unit, keystore.Fingerprint{}, "%s does not belong there", strconv.Quote(name))
+		}
+	}
+}
+
+// key counts one key and, if asked to, reads it.
+func (k *checker) key(ctx context.Context, m keystore.Meta) error {
+	k.mu.Lock()
+	k.report.Add(m)
+	p := keyMark(slices.Concat(m.Fingerprint[:10], m.Unit[:]))
+	k.prints[p[0]] = append(k.prints[p[0]], p)
 	k.mu.Unlock()
-	if twice && other != unit {
-		k.report(FindingDuplicate, unit, m.Fingerprint, "unit %s has the same key", other)
+	if !k.o.ReadKeys || m.Receipt.Ref == "" {
+		return nil
+	}
+	r, err := k.s.Load(ctx, m.Unit, m.Fingerprint) // holds the key against its fingerprint, and all against the digest
+	if errors.Is(err, keystore.ErrDamaged) || errors.Is(err, keystore.ErrNotFound) {
+		k.find(keystore.FindingDamaged, m.Unit, m.Fingerprint, "%v", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.Key.Wipe()
+	k.mu.Lock()
+	k.report.KeysRead++
+	k.mu.Unlock()
+	return nil
+}
+
+// duplicates looks for keys that two units have.
+func (k *checker) duplicates() {
+	for _, some := range k.prints {
+		slices.SortFunc(some, func(a, b keyMark) int { return bytes.Compare(a[:], b[:]) })
+		for i := 1; i < len(some); i++ {
+			a, b := some[i-1], some[i]
+			if bytes.Equal(a.fp(), b.fp()) && a.unit() != b.unit() {
+				k.find(keystore.FindingDuplicate, b.unit(), keystore.Fingerprint{}, "unit %s has the same key %x…", a.unit(), b.fp())
+			}
+		}
 	}
 }

@@ -1,13 +1,16 @@
 package vault
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/vaulttest"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/keystoretest"
@@ -18,14 +21,13 @@ func (x *site) put(t *testing.T, path string, data any) {
 	x.srv.Must(t, http.MethodPut, x.mount+"/data/"+path, map[string]any{"data": data, "options": map[string]any{"cas": 0}})
 }
 
-func findings(t *testing.T, s *Store) (CheckStats, []Finding) {
+func findings(t *testing.T, s *Store) keystore.CheckReport {
 	t.Helper()
-	var all []Finding
-	stats, err := s.Check(t.Context(), func(f Finding) { all = append(all, f) })
+	rep, err := keystore.Check(t.Context(), s, keystore.CheckOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return stats, all
+	return rep
 }
 
 // TestCheck damages a store in every way that somebody with more rights than a
@@ -44,9 +46,8 @@ func TestCheck(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stats, all := findings(t, auditor)
-	if len(all) != 0 || stats != (CheckStats{Units: 8, Records: 8, InSilicon: 8}) {
-		t.Fatalf("%+v, %v", stats, all)
+	if rep := findings(t, auditor); len(rep.Findings) != 0 || rep.Units != 8 || rep.Records != 8 || rep.InSilicon != 8 || rep.Pending != 0 {
+		t.Fatalf("%+v", rep)
 	}
 
 	at := func(i int) string { return recordPath(made[i].Unit, made[i].Fingerprint) }
@@ -61,22 +62,41 @@ func TestCheck(t *testing.T) {
 	x.srv.Must(t, http.MethodPut, "kv/destroy/"+at(6), map[string]any{"versions": []int{1}})
 	x.put(t, claimPath(keystoretest.Simulated(9), 1), claim{Fingerprint: made[7].Fingerprint, Job: "j"})
 
-	_, all = findings(t, auditor)
-	got := map[string][]FindingKind{}
-	for _, f := range all {
+	x.put(t, "units/zz/notes", map[string]any{"x": 1})
+	x.put(t, "units/00/"+made[0].Unit.String()+"0", map[string]any{"x": 1})
+	pending := keystoretest.NewRecord(t, keystoretest.Simulated(10))
+	pending.Created = time.Now()
+	if err := s.Reserve(ctx, pending.Meta()); err != nil {
+		t.Fatal(err)
+	}
+	late := x.open(t, RoleAuditor)
+	late.now = func() time.Time { return time.Now().Add(pendingFor) }
+
+	rep := findings(t, auditor)
+	if rep.Pending != 1 {
+		t.Errorf("%d units are pending", rep.Pending)
+	}
+	if later := findings(t, late); later.Pending != 0 || len(later.Findings) != len(rep.Findings)+1 {
+		t.Errorf("later: %d pending, %d findings, %d before", later.Pending, len(later.Findings), len(rep.Findings))
+	}
+	got := map[string][]keystore.FindingKind{}
+	for _, f := range rep.Findings {
 		got[f.Unit.String()] = append(got[f.Unit.String()], f.Kind)
-		if f.Words == "" {
-			t.Errorf("%s has no words", f)
+		if f.Problem == "" || !strings.HasPrefix(f.String(), string(f.Kind)+": ") {
+			t.Errorf("%q has no words", f)
 		}
 	}
-	for i, want := range [][]FindingKind{
-		{FindingUnclaimed},
-		{FindingForeign},
-		{FindingDamaged},
-		{FindingDamaged},
-		{FindingDamaged},
-		{FindingClaimOnly, FindingTwoKeys},
-		{FindingDamaged},
+	if kinds := got[chip.MAC{}.String()]; !slices.Equal(kinds, []keystore.FindingKind{keystore.FindingForeign, keystore.FindingForeign}) {
+		t.Errorf("foreign names above the units: %v", kinds)
+	}
+	for i, want := range [][]keystore.FindingKind{
+		{keystore.FindingUnclaimed},
+		{keystore.FindingForeign},
+		{keystore.FindingDamaged},
+		{keystore.FindingDamaged},
+		{keystore.FindingDamaged},
+		{keystore.FindingClaimOnly, keystore.FindingTwoKeys},
+		{keystore.FindingDamaged},
 	} {
 		kinds := got[made[i].Unit.String()]
 		slices.Sort(kinds)
@@ -84,7 +104,7 @@ func TestCheck(t *testing.T) {
 			t.Errorf("unit %d: %v, want %v", i, kinds, want)
 		}
 	}
-	if kinds := slices.Concat(got[made[7].Unit.String()], got[keystoretest.Simulated(9).String()]); !slices.Contains(kinds, FindingDuplicate) {
+	if kinds := slices.Concat(got[made[7].Unit.String()], got[keystoretest.Simulated(9).String()]); !slices.Contains(kinds, keystore.FindingDuplicate) {
 		t.Errorf("one key for two units: %v", kinds)
 	}
 
@@ -100,12 +120,12 @@ func TestCheck(t *testing.T) {
 	if _, err := s.Create(ctx, keystoretest.NewRecord(t, made[4].Unit)); !errors.Is(err, keystore.ErrDamaged) {
 		t.Errorf("a key in place of one that was given up after it was burned: %v", err)
 	}
-	if _, err := s.Check(ctx, func(Finding) {}); !errors.Is(err, ErrDenied) {
+	if _, err := keystore.Check(ctx, s, keystore.CheckOptions{}); !errors.Is(err, ErrDenied) {
 		t.Errorf("check as a station: %v", err)
 	}
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
-	if _, err := auditor.Check(cancelled, func(Finding) {}); !errors.Is(err, context.Canceled) {
+	if _, err := keystore.Check(cancelled, auditor, keystore.CheckOptions{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -160,12 +180,11 @@ func TestStolenStation(t *testing.T) {
 	if ok, _, err := thief.put(ctx, recordPath(fake.Unit, fake.Fingerprint), body, nil); !ok {
 		t.Fatal(err)
 	}
-	_, all := findings(t, auditor)
 	var words []string
-	for _, f := range all {
+	for _, f := range findings(t, auditor).Findings {
 		words = append(words, string(f.Kind))
 	}
-	if !slices.Contains(words, string(FindingUnclaimed)) || !slices.Contains(words, string(FindingDamaged)) {
+	if !slices.Contains(words, string(keystore.FindingUnclaimed)) || !slices.Contains(words, string(keystore.FindingDamaged)) {
 		t.Errorf("found: %s", strings.Join(words, ", "))
 	}
 }
@@ -215,5 +234,52 @@ func TestCheckpoints(t *testing.T) {
 	}
 	if _, err := s.CheckpointDays(ctx, "line2"); !errors.Is(err, ErrDenied) {
 		t.Errorf("another station's: %v", err)
+	}
+}
+
+// TestCheckReadsKeys: somebody with both roles holds every key against its
+// fingerprint, and everything against the digest.
+func TestCheckReadsKeys(t *testing.T) {
+	x := newSite(t, vaulttest.New(t), "kv", true)
+	s := x.open(t, RoleStation)
+	token := x.srv.Token(t, PolicyName(RoleAuditor, PolicyParams{Mount: x.mount}), PolicyName(RoleOTA, PolicyParams{Mount: x.mount}))
+	both, err := Open(t.Context(), x.config(t, token))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = both.Close() }()
+	for i := range 3 {
+		if _, err := s.Create(t.Context(), keystoretest.NewRecord(t, keystoretest.Simulated(byte(i)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A record whose names are right and whose key is another one.
+	r := keystoretest.NewRecord(t, keystoretest.Simulated(3))
+	body, _, err := encodeRecord(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(body, []byte(`"key":"`)) + len(`"key":"`)
+	body[at] = "01"[(body[at]-'0'+1)&1]
+	if err := s.claim(t.Context(), r.Meta()); err != nil {
+		t.Fatal(err)
+	}
+	if ok, _, err := s.put(t.Context(), recordPath(r.Unit, r.Fingerprint), body, nil); !ok {
+		t.Fatal(err)
+	}
+	var units []int
+	var found []keystore.Finding
+	o := keystore.CheckOptions{Progress: func(n int) { units = append(units, n) }, Found: func(f keystore.Finding) { found = append(found, f) }}
+	rep, err := keystore.Check(t.Context(), both, o)
+	if err != nil || len(found) != 0 || rep.KeysRead != 0 || !slices.Equal(units, []int{1, 2, 3, 4}) {
+		t.Errorf("without keys: %+v, %v, %v, %v", rep, found, units, err)
+	}
+	o.ReadKeys = true
+	rep, err = keystore.Check(t.Context(), both, o)
+	if err != nil || rep.KeysRead != 3 || len(rep.Findings) != 0 || len(found) != 1 || found[0].Kind != keystore.FindingDamaged || found[0].Unit != r.Unit {
+		t.Errorf("with keys: %+v, %v, %v", rep, found, err)
+	}
+	if _, err := keystore.Check(t.Context(), x.open(t, RoleAuditor), o); !errors.Is(err, ErrDenied) {
+		t.Errorf("an auditor reads keys: %v", err)
 	}
 }

@@ -311,6 +311,24 @@ func (p *pause) share(ctx context.Context) context.Context {
 // begin gives the context of a call whose requests share one patience.
 func (c *client) begin(ctx context.Context) context.Context { return c.patience(ctx).share(ctx) }
 
+// both makes two looks at once, each with waits of its own.
+func (c *client) both(ctx context.Context, a, b func(context.Context) (bool, error)) (bool, bool, error) {
+	p := *c.patience(ctx)
+	var okB bool
+	var errB error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		okB, errB = b(p.share(ctx))
+	}()
+	okA, errA := a(ctx)
+	<-done
+	if errA != nil {
+		errB = errA
+	}
+	return okA, okB, errB
+}
+
 // answered begins waits and limits anew after a server has answered.
 func (p *pause) answered(c *client) {
 	p.wait, p.limit = firstWait, time.Duration(c.cfg.Timeout)
@@ -476,11 +494,6 @@ func (c *client) create(ctx context.Context, path string, body []byte, look func
 	}
 }
 
-// envelope is what Vault wraps around data.
-type envelope struct {
-	Data json.RawMessage `json:"data"`
-}
-
 // version is the metadata of a version.
 type version struct {
 	Version      int    `json:"version"`
@@ -495,9 +508,11 @@ func (v version) time() (time.Time, error) { return time.Parse(time.RFC3339Nano,
 
 // entry is a read of data or of subkeys.
 type entry struct {
-	Data     json.RawMessage            `json:"data"`
-	Subkeys  map[string]json.RawMessage `json:"subkeys"`
-	Metadata version                    `json:"metadata"`
+	Data    json.RawMessage `json:"data"`
+	Subkeys struct {
+		Clear json.RawMessage `json:"clear"`
+	} `json:"subkeys"`
+	Metadata version `json:"metadata"`
 }
 
 // get reads an entry ("data" or "subkeys"). ok is false if there is none. An
@@ -511,11 +526,11 @@ func (c *client) get(ctx context.Context, kind, path string) (e entry, ok bool, 
 		return entry{}, false, c.denied("read", kind+"/"+path, r.err)
 	}
 	e, err = parseEntry(r.body)
+	clear(r.body) // it may hold a key; what was parsed is a copy
 	switch {
 	case err != nil && r.verdict == notFound:
 		return entry{}, false, nil // no body, or one with errors only
 	case err != nil:
-		clear(r.body)
 		return entry{}, false, damaged(path, "the answer is not one of KV version 2: check the mount")
 	case e.Metadata.gone():
 		return entry{}, false, damaged(path, "it was deleted: restore it (vault kv undelete), and find out who did it in the audit log")
@@ -528,19 +543,19 @@ func (c *client) get(ctx context.Context, kind, path string) (e entry, ok bool, 
 }
 
 func parseEntry(body []byte) (entry, error) {
-	var env envelope
-	var e entry
 	if len(body) == 0 {
-		return e, io.ErrUnexpectedEOF
+		return entry{}, io.ErrUnexpectedEOF
 	}
-	if err := json.Unmarshal(body, &env); err != nil {
-		return e, err
+	var a struct {
+		Data *entry `json:"data"`
 	}
-	if len(env.Data) == 0 {
-		return e, io.ErrUnexpectedEOF
+	if err := json.Unmarshal(body, &a); err != nil {
+		return entry{}, err
 	}
-	err := json.Unmarshal(env.Data, &e)
-	return e, err
+	if a.Data == nil {
+		return entry{}, io.ErrUnexpectedEOF
+	}
+	return *a.Data, nil
 }
 
 // list gives the names in a folder.
@@ -552,17 +567,15 @@ func (c *client) list(ctx context.Context, folder string) ([]string, error) {
 	if r.verdict == refused {
 		return nil, c.denied("list", "metadata/"+folder, r.err)
 	}
-	var env envelope
-	var keys struct {
-		Keys []string `json:"keys"`
+	var a struct {
+		Data struct {
+			Keys []string `json:"keys"`
+		} `json:"data"`
 	}
-	if err := json.Unmarshal(r.body, &env); err != nil {
+	if err := json.Unmarshal(r.body, &a); err != nil {
 		return nil, damaged(folder, "the answer is not a list")
 	}
-	if err := json.Unmarshal(env.Data, &keys); err != nil {
-		return nil, damaged(folder, "the answer is not a list")
-	}
-	return keys.Keys, nil
+	return a.Data.Keys, nil
 }
 
 // ErrDenied says that the role may not do this.

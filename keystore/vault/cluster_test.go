@@ -146,11 +146,7 @@ func (l *lineUp) check(t *testing.T, x *site) {
 			t.Errorf("unit %s is there, and nobody made it", u)
 		}
 	}
-	if _, err := auditor.Check(t.Context(), func(f Finding) {
-		if f.Kind != FindingClaimOnly {
-			t.Errorf("check: %s", f)
-		}
-	}); err != nil {
+	if _, err := keystore.Check(t.Context(), auditor, keystore.CheckOptions{Found: func(f keystore.Finding) { t.Errorf("check: %s", f) }}); err != nil {
 		t.Error(err)
 	}
 }

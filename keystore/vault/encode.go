@@ -75,7 +75,7 @@ type header struct {
 }
 
 // parseClear reads the names in "clear". What parses encodes to the same names.
-func parseClear(names map[string]json.RawMessage) (header, error) {
+func parseClear(names map[string]any) (header, error) {
 	values := make(map[string]string, len(names))
 	for n := range names {
 		k, v, ok := strings.Cut(n, "=")
@@ -149,7 +149,7 @@ type recordJSON struct {
 	Lot              string          `json:"lot"`
 	Created          string          `json:"created"`
 
-	Clear map[string]json.RawMessage `json:"clear"`
+	Clear map[string]any `json:"clear"`
 }
 
 // decodeRecord reads a record's data, checks it against its clear names and its

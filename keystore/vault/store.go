@@ -3,13 +3,13 @@ package vault
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,13 +25,11 @@ const schemaVersion = 1
 
 // Store is a keystore in Vault. What it can do depends on the role of its login.
 type Store struct {
-	c      *client
-	info   storeJSON
-	closed atomic.Bool
-	now    func() time.Time
-	// reserved has the claims that Reserve made and Create has not used yet:
-	// chip.MAC to keystore.Fingerprint.
-	reserved sync.Map
+	c        *client
+	info     storeJSON
+	closed   atomic.Bool
+	now      func() time.Time
+	reserved reservations
 	// before, if set, is asked before each write; tests stop a call there.
 	before func(path string) error
 }
@@ -194,12 +192,11 @@ func (s *Store) Create(ctx context.Context, r keystore.Record) (keystore.Receipt
 		return keystore.Receipt{}, err
 	}
 	defer clear(body)
-	if fp, ok := s.reserved.Load(r.Unit); !ok || fp != r.Fingerprint {
+	if !s.reserved.forCreate(r.Unit, r.Fingerprint) {
 		if err := s.claim(ctx, r.Meta()); err != nil {
 			return keystore.Receipt{}, err
 		}
 	}
-	defer s.reserved.Delete(r.Unit)
 	path := recordPath(r.Unit, r.Fingerprint)
 	stored, answer, err := s.put(ctx, path, body, func(ctx context.Context) (bool, error) {
 		_, ok, err := s.c.get(ctx, "subkeys", path)
@@ -230,9 +227,10 @@ func (s *Store) Create(ctx context.Context, r keystore.Record) (keystore.Receipt
 }
 
 // Reserve writes the claim of a key ahead of its record: the first half of
-// Create, for the time while the flash is written. Somebody may supersede it
-// before the record comes; then the record is superseded at birth, and the state
-// that allows the burn is refused.
+// Create, for the time while the flash is written. It reads the claim back, and
+// spares Confirm that. Somebody may supersede it before the record comes; then
+// the record is superseded at birth, and the state that allows the burn is
+// refused.
 func (s *Store) Reserve(ctx context.Context, m keystore.Meta) error {
 	if err := s.check(ctx); err != nil {
 		return err
@@ -247,7 +245,13 @@ func (s *Store) Reserve(ctx context.Context, m keystore.Meta) error {
 	if err := s.claim(ctx, m); err != nil {
 		return err
 	}
-	s.reserved.Store(m.Unit, m.Fingerprint)
+	switch ok, err := s.settled(ctx, func(ctx context.Context) (bool, error) { return s.claimed(ctx, m.Unit, m.Fingerprint) }); {
+	case err != nil:
+		return err
+	case !ok:
+		return fmt.Errorf("%w: the claim of key %s of unit %s was taken and cannot be read back: look at the servers with `provisiond keystore health`", keystore.ErrUnknownOutcome, m.Fingerprint, m.Unit)
+	}
+	s.reserved.add(m.Unit, m.Fingerprint)
 	return nil
 }
 
@@ -275,11 +279,20 @@ func (s *Store) claim(ctx context.Context, r keystore.Meta) error {
 		case !ok:
 			return s.notVisible(path, answer)
 		}
-		states, err := s.states(ctx, r.Unit, there.Fingerprint)
+		m := keystore.Meta{Unit: r.Unit, Fingerprint: there.Fingerprint}
+		look = func(ctx context.Context) (_ bool, err error) {
+			m.States, err = s.states(ctx, r.Unit, there.Fingerprint)
+			// Both are final.
+			return m.Superseded() || slices.ContainsFunc(m.States, func(st keystore.State) bool { return st.Kind == keystore.InSilicon }), err
+		}
+		if there.Fingerprint == r.Fingerprint {
+			_, err = look(ctx) // a superseded one is refused by AddState as well
+		} else {
+			_, err = s.settled(ctx, look) // no board is sent away for an old answer
+		}
 		if err != nil {
 			return err
 		}
-		m := keystore.Meta{Unit: r.Unit, Fingerprint: there.Fingerprint, States: states}
 		switch {
 		case there.Fingerprint == r.Fingerprint && m.Superseded():
 			return fmt.Errorf("%w: key %s of unit %s is superseded and may not be used again: make a new key", keystore.ErrExists, r.Fingerprint, r.Unit)
@@ -322,11 +335,11 @@ func (s *Store) header(ctx context.Context, unit chip.MAC, fp keystore.Fingerpri
 	if err != nil || !ok {
 		return header{}, version{}, false, err
 	}
-	var clearNames map[string]json.RawMessage
-	if err := json.Unmarshal(e.Subkeys["clear"], &clearNames); err != nil {
+	var names map[string]any
+	if err := json.Unmarshal(e.Subkeys.Clear, &names); err != nil {
 		return header{}, version{}, false, damaged(path, "it is no key record")
 	}
-	h, err := parseClear(clearNames)
+	h, err := parseClear(names)
 	switch {
 	case err != nil:
 		return header{}, version{}, false, damaged(path, err.Error())
@@ -342,27 +355,46 @@ func notFoundError(unit chip.MAC, fp keystore.Fingerprint) error {
 
 // Confirm proves custody: the entry is read through subkeys, so Vault opened its
 // stored bytes, and its path and its clear names name this key. No value is read.
+//
 // A claim must name the key too, or nobody would find it: List walks the claims.
+// It is read beside the record, unless this Store's own Reserve has just read it.
+// AddState reads both again before it allows the burn.
 func (s *Store) Confirm(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint) (keystore.Receipt, error) {
 	if err := s.check(ctx); err != nil {
 		return keystore.Receipt{}, err
 	}
 	ctx = s.c.begin(ctx)
-	_, v, ok, err := s.settledHeader(ctx, unit, fp)
+	v, err := s.custody(ctx, unit, fp, s.reserved.forConfirm(unit, fp))
 	if err != nil {
 		return keystore.Receipt{}, err
-	}
-	if !ok {
-		return keystore.Receipt{}, notFoundError(unit, fp)
-	}
-	ok, err = s.settled(ctx, func(ctx context.Context) (bool, error) { return s.claimed(ctx, unit, fp) })
-	if err != nil {
-		return keystore.Receipt{}, err
-	}
-	if !ok {
-		return keystore.Receipt{}, fmt.Errorf("%w: the record is there and no claim names it: find out who wrote it in the audit log", notFoundError(unit, fp))
 	}
 	return s.receipt(unit, fp, v)
+}
+
+// custody looks for the record and, unless it is known, for the claim that names it.
+func (s *Store) custody(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, claimKnown bool) (version, error) {
+	var v version
+	var stored bool
+	record := func(ctx context.Context) (_ bool, err error) {
+		_, v, stored, err = s.header(ctx, unit, fp)
+		return stored, err
+	}
+	look := record
+	if !claimKnown {
+		look = func(ctx context.Context) (bool, error) {
+			stored, claimed, err := s.c.both(ctx, record, func(ctx context.Context) (bool, error) { return s.claimed(ctx, unit, fp) })
+			return stored && claimed, err
+		}
+	}
+	switch ok, err := s.settled(ctx, look); {
+	case err != nil:
+		return version{}, err
+	case !ok && stored:
+		return version{}, fmt.Errorf("%w: the record is there and no claim names it: find out who wrote it in the audit log", notFoundError(unit, fp))
+	case !ok:
+		return version{}, notFoundError(unit, fp)
+	}
+	return v, nil
 }
 
 // settledHeader is header, with a "not there" that can be believed.
@@ -458,29 +490,41 @@ func (s *Store) readState(ctx context.Context, unit chip.MAC, fp keystore.Finger
 // List gives the records of a unit in the order of their claims. A claim whose
 // record is not there (a crash between the two) is listed with a zero Receipt.
 // It walks the claims, so a role needs no list permission.
+//
+// It has no fence: a server that lags may show less than there is. Who acts on
+// what is missing is stopped by the write that follows, which is decided by
+// cas=0 at the path where the missing entry stands: a claim that List did not
+// show makes Reserve a conflict, before the flash is touched; a burn that it did
+// not show takes the number of the state that would give the key up.
 func (s *Store) List(ctx context.Context, unit chip.MAC) ([]keystore.Meta, error) {
 	if err := s.check(ctx); err != nil {
 		return nil, err
 	}
-	ctx = s.c.begin(ctx)
+	metas, err := s.walk(s.c.begin(ctx), unit, func(keystore.Fingerprint) bool { return true })
+	if err != nil {
+		return nil, err
+	}
+	return metas, nil
+}
+
+// walk follows the claims of a unit. hasStates may know that a key has none. With
+// an error it gives what it saw before.
+func (s *Store) walk(ctx context.Context, unit chip.MAC, hasStates func(keystore.Fingerprint) bool) ([]keystore.Meta, error) {
 	var metas []keystore.Meta
 	for n := 1; ; n++ {
 		c, ok, err := s.readClaim(ctx, unit, n)
-		if err != nil {
-			return nil, err
+		if err != nil || !ok {
+			return metas, err
 		}
-		if !ok {
-			return metas, nil
-		}
-		m, err := s.meta(ctx, unit, c)
+		m, err := s.meta(ctx, unit, c, hasStates(c.Fingerprint))
 		if err != nil {
-			return nil, err
+			return metas, err
 		}
 		metas = append(metas, m)
 	}
 }
 
-func (s *Store) meta(ctx context.Context, unit chip.MAC, c claim) (keystore.Meta, error) {
+func (s *Store) meta(ctx context.Context, unit chip.MAC, c claim, hasStates bool) (keystore.Meta, error) {
 	h, v, ok, err := s.header(ctx, unit, c.Fingerprint)
 	if err != nil {
 		return keystore.Meta{}, err
@@ -496,7 +540,9 @@ func (s *Store) meta(ctx context.Context, unit chip.MAC, c claim) (keystore.Meta
 			Job: c.Job, Station: c.Station, Created: c.Created,
 		}
 	}
-	m.States, err = s.states(ctx, unit, c.Fingerprint)
+	if hasStates {
+		m.States, err = s.states(ctx, unit, c.Fingerprint)
+	}
 	return m, err
 }
 
@@ -514,7 +560,15 @@ func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerp
 	if err := st.Validate(); err != nil {
 		return keystore.Receipt{}, err
 	}
-	if err := s.known(ctx, unit, fp, st.Kind); err != nil {
+	var states []keystore.State
+	_, _, err := s.c.both(ctx, func(ctx context.Context) (bool, error) {
+		err := s.known(ctx, unit, fp, st.Kind)
+		return err == nil, err
+	}, func(ctx context.Context) (_ bool, err error) {
+		states, err = s.states(ctx, unit, fp)
+		return true, err
+	})
+	if err != nil {
 		return keystore.Receipt{}, err
 	}
 	body, err := encode(stateJSON{Kind: string(st.Kind), Note: st.Note, Job: st.Job, Station: st.Station, Time: st.Time})
@@ -523,10 +577,6 @@ func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerp
 	}
 	receipt := func(n int, at time.Time) keystore.Receipt {
 		return keystore.Receipt{Ref: s.ref(unit, fp), Version: n, Store: s.info.ID, Time: at}
-	}
-	states, err := s.states(ctx, unit, fp)
-	if err != nil {
-		return keystore.Receipt{}, err
 	}
 	for {
 		n := len(states)
@@ -574,9 +624,14 @@ func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerp
 	}
 }
 
-// known makes sure that there is something to add a state to. A claim without
-// its record may be given up or set aside; nothing else.
+// known makes sure that there is something to add a state to. A burn wants what
+// custody wants, read at this moment. A claim without its record may be given up
+// or set aside; nothing else.
 func (s *Store) known(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, kind keystore.StateKind) error {
+	if kind == keystore.MayBeInSilicon {
+		_, err := s.custody(ctx, unit, fp, false)
+		return err
+	}
 	ok, err := s.settled(ctx, func(ctx context.Context) (bool, error) {
 		_, _, ok, err := s.header(ctx, unit, fp)
 		if err == nil && !ok && (kind == keystore.Superseded || kind == keystore.Quarantined) {
@@ -611,26 +666,42 @@ func (s *Store) units(ctx context.Context) ([]chip.MAC, error) {
 	if err := s.check(ctx); err != nil {
 		return nil, err
 	}
-	shards, err := s.c.list(ctx, "units/")
+	var units []chip.MAC
+	err := s.eachUnit(ctx, func(u chip.MAC) error { units = append(units, u); return nil }, func(string) {}) // Check tells the rest
 	if err != nil {
 		return nil, err
 	}
-	var units []chip.MAC
+	slices.SortFunc(units, func(a, b chip.MAC) int { return bytes.Compare(a[:], b[:]) })
+	return units, nil
+}
+
+// eachUnit goes through the shards, and tells of names that do not belong there.
+func (s *Store) eachUnit(ctx context.Context, yield func(chip.MAC) error, foreign func(path string)) error {
+	shards, err := s.c.list(ctx, "units/")
+	if err != nil {
+		return err
+	}
 	for _, shard := range shards {
+		if b, err := hex.DecodeString(strings.TrimSuffix(shard, "/")); err != nil || len(b) != 1 || shard != fmt.Sprintf("%02x/", b[0]) {
+			foreign("units/" + shard)
+			continue
+		}
 		names, err := s.c.list(ctx, "units/"+shard)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, name := range names {
 			unit, err := chip.ParseMAC(strings.TrimSuffix(name, "/"))
-			if err != nil || !strings.HasSuffix(name, "/") || fmt.Sprintf("%02x/", unit[5]) != shard {
-				continue // Check reports what does not belong there
+			if err != nil || unit.String()+"/" != name || fmt.Sprintf("%02x/", unit[5]) != shard {
+				foreign("units/" + shard + name)
+				continue
 			}
-			units = append(units, unit)
+			if err := yield(unit); err != nil {
+				return err
+			}
 		}
 	}
-	slices.SortFunc(units, func(a, b chip.MAC) int { return bytes.Compare(a[:], b[:]) })
-	return units, nil
+	return nil
 }
 
 // Format keeps printers away from the connection and its token.
