@@ -53,9 +53,13 @@ func (c *keystoreCheckCmd) Run(a *app) error {
 		}
 	} else {
 		for _, f := range rep.Findings {
-			_, _ = fmt.Fprintf(a.out, "%s  key %.16s…  %s\n", f.Unit, f.Fingerprint, f.Problem)
+			_, _ = fmt.Fprintln(a.out, f)
 		}
-		_, _ = fmt.Fprintf(a.out, "%d units, %d records, %d keys read, %d findings\n", rep.Units, rep.Records, rep.KeysRead, len(rep.Findings))
+		_, _ = fmt.Fprintf(a.out, "%d units, %d records (%d in silicon, %d superseded), %d keys read, %d findings\n",
+			rep.Units, rep.Records, rep.InSilicon, rep.Superseded, rep.KeysRead, len(rep.Findings))
+		if rep.Pending > 0 {
+			_, _ = fmt.Fprintf(a.out, "%d keys are claimed and not stored yet: their units are being made\n", rep.Pending)
+		}
 	}
 	if len(rep.Findings) > 0 {
 		return &codeError{code: provision.ExitKeystore}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -150,9 +151,22 @@ func TestVaultLine(t *testing.T) {
 		t.Error("a station read a key")
 	}
 
+	// The whole store is looked at, its claims too.
+	if out := l.run(0, "keystore", "check", "vault:admin.yaml", "--read-keys"); !strings.Contains(out, "2 units, 2 records (2 in silicon, 0 superseded), 2 keys read, 0 findings") {
+		t.Errorf("check: %s", out)
+	}
+	l.srv.Must(t, http.MethodPut, "provisiond/data/units/09/02:00:00:00:00:09/claim/1", map[string]any{
+		"options": map[string]any{"cas": 0},
+		"data":    map[string]any{"fingerprint": units[0].fp.String(), "job": "j", "station": "line1", "created": "2026-01-02T03:04:05Z"},
+	})
+	out := l.run(12, "keystore", "check", "vault:admin.yaml")
+	if !strings.Contains(out, "claim-only: unit 02:00:00:00:00:09, key "+units[0].fp.String()) || !strings.Contains(out, "duplicate: unit ") {
+		t.Errorf("check of a claim without its record: %s", out)
+	}
+
 	// Vault is gone: no unit is begun, and the exit code says why.
 	l.srv.Kill()
-	out := l.run(12, "provision", "--port", "sim://esp32c3", "--recipe", "sample-esp32c3.yaml", "--keystore", "vault:station.yaml", "--journal", "journal.db", "--json")
+	out = l.run(12, "provision", "--port", "sim://esp32c3", "--recipe", "sample-esp32c3.yaml", "--keystore", "vault:station.yaml", "--journal", "journal.db", "--json")
 	if strings.Contains(out, `"one_way_begun":true`) {
 		t.Error(out)
 	}
