@@ -8,13 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
-	"go.uber.org/goleak"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // tree is a sysfs and a /dev in a directory of the test.
 type tree struct {
@@ -207,5 +201,3 @@ func where(ports []Port) (list []string) {
 }
 
 const pc = "devices/pci0000:00/0000:00:14.0"
-
-var plain = cmp.Options{cmpopts.IgnoreUnexported(Port{})}
