@@ -57,7 +57,8 @@ type Store interface {
 	Confirm(ctx context.Context, unit chip.MAC, fp Fingerprint) (Receipt, error)
 
 	// List gives the records of a unit in the order of their creation, with
-	// their states and without keys. A unit without records is an empty list.
+	// their states and without keys. A unit without records is an empty list. With
+	// ErrPartial comes what the rest of the store knows: there may be more.
 	List(ctx context.Context, unit chip.MAC) ([]Meta, error)
 
 	// Units gives every unit that has a record, in ascending order.
@@ -235,6 +236,7 @@ var (
 	ErrUnknownOutcome = errors.New("keystore: it is not known whether the write took place")
 	ErrState          = errors.New("keystore: this state may not follow")
 	ErrDamaged        = errors.New("keystore: the stored record is damaged or was changed")
+	ErrPartial        = errors.New("keystore: a part of the store could not be asked")
 )
 
 // ConflictError says which other key stands in the way of a new one.

@@ -82,6 +82,10 @@ func (r Record) Meta() Meta {
 	}
 }
 
+// Validate checks the fields that come from a record: all but Receipt, States and
+// Warning.
+func (m Meta) Validate() error { return m.validate() }
+
 func (m Meta) validate() error {
 	if err := m.validateTexts(); err != nil {
 		return err
