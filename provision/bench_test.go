@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -124,6 +125,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	samples.dir, samples.jobs = dir, map[string]*provision.Job{}
+	debug.SetGCPercent(400) // thousands of units make little garbage each
 	code := m.Run()
 	_ = os.RemoveAll(dir)
 	os.Exit(code)

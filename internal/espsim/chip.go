@@ -263,11 +263,15 @@ func (c *Chip) USBSerial() bool { return c.opt.USBSerial }
 func (c *Chip) Fuses() [][]uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := make([][]uint32, len(c.fuse.blocks))
-	for i := range out {
-		out[i] = c.fuse.data(i)
-	}
-	return out
+	return c.fuse.decoded()
+}
+
+// Damaged reports whether the error registers would show a fault of a block if the
+// fuses were loaded now. An interrupted burn leaves such a block.
+func (c *Chip) Damaged(block int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fuse.damaged(block)
 }
 
 // SetFuse sets bits of a data word, as if they had been burned earlier: it heeds

@@ -484,11 +484,28 @@ func (f *fuses) fits(name string, v uint64) bool {
 }
 
 // data gives the decoded words of a block whatever hides them.
-func (f *fuses) data(block int) []uint32 {
+func (f *fuses) data(block int) []uint32 { return f.decoded()[block] }
+
+// decoded is data for all blocks.
+func (f *fuses) decoded() [][]uint32 {
 	g := *f
 	g.loaded, g.shown, g.repeatErr = deepClone(f.loaded), deepClone(f.shown), slices.Clone(f.repeatErr)
 	g.load()
-	return g.loaded[block]
+	return g.loaded
+}
+
+// damaged is what the error registers say of a block after a load.
+func (f *fuses) damaged(block int) bool {
+	g := *f
+	g.loaded, g.shown, g.repeatErr = deepClone(f.loaded), deepClone(f.shown), slices.Clone(f.repeatErr)
+	g.load()
+	switch {
+	case f.ef.Kind == chip.EFuseESP32:
+		return block > 0 && g.decStatus>>(4*(block-1))&0xF != 0
+	case block == 0:
+		return slices.ContainsFunc(g.repeatErr, func(v uint32) bool { return v != 0 })
+	}
+	return g.rsErr>>(4*(block-1))&7 != 0
 }
 
 func deepClone(w [][]uint32) [][]uint32 {
