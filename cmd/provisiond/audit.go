@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,9 +28,10 @@ type auditCmd struct {
 }
 
 type auditUnitCmd struct {
-	MAC     string `arg:"" optional:"" name:"mac" help:"The unit." placeholder:"MAC"`
-	Journal string `help:"The journal to make the certificate from." placeholder:"F"`
+	MAC     string   `arg:"" optional:"" name:"mac" help:"The unit." placeholder:"MAC"`
+	Journal []string `help:"The journal to make the certificate from; again for the journals that it succeeds." placeholder:"F"`
 	journalKeeping
+	chainFlags
 	Out       string `help:"Write the certificate into this new file." placeholder:"FILE"`
 	Verify    string `help:"Verify this certificate instead; needs --public-key and nothing else." placeholder:"FILE"`
 	PublicKey string `help:"The public key of the station, NAME+HASH+KEY, or a file that holds it." placeholder:"K"`
@@ -38,22 +40,37 @@ type auditUnitCmd struct {
 
 func (c *auditUnitCmd) Run(a *app) error {
 	switch {
-	case c.Verify != "" && (c.Journal != "" || c.Out != ""):
+	case c.Verify != "" && (len(c.Journal) > 0 || c.Out != ""):
 		return usage("--verify goes with --public-key only")
 	case c.Verify != "":
 		return c.verify(a)
-	case c.MAC == "" || c.Journal == "":
+	case c.MAC == "" || len(c.Journal) == 0:
 		return usage("name a unit and its journal: provisiond audit unit MAC --journal F; or a certificate: provisiond audit unit --verify FILE --public-key K")
 	}
 	mac, err := chip.ParseMAC(c.MAC)
 	if err != nil {
 		return usage("the unit: %w", err)
 	}
-	j, err := c.open(a, c.Journal)
+	open := c.openForReading
+	if len(c.Journal) > 1 { // key and anchor are of one of them
+		open = readJournal
+	}
+	js, done, err := openAll(a, c.Journal, open)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = j.Close() }() // nothing was appended
+	defer done()
+	j, err := c.journalOf(a, js, mac)
+	if err != nil {
+		return err
+	}
+	if len(js) > 1 && c.journalKeeping != (journalKeeping{}) && !j.live {
+		j.Close()
+		if j, err = c.openForReading(a, j.path); err != nil {
+			return err
+		}
+		defer j.Close()
+	}
 	cert, err := c.certificate(a, j, mac)
 	if err != nil {
 		return err
@@ -73,14 +90,47 @@ func (c *auditUnitCmd) Run(a *app) error {
 	}
 	printStatement(a.out, parsed)
 	if c.Out != "" {
-		_, _ = fmt.Fprintf(a.out, "written to %s; verify it with `provisiond audit unit --verify %s --public-key %s`\n", c.Out, c.Out, journal.PublicKeyPath(c.Journal))
+		_, _ = fmt.Fprintf(a.out, "written to %s; verify it with `provisiond audit unit --verify %s --public-key %s`\n", c.Out, c.Out, journal.PublicKeyPath(j.path))
 	}
 	return nil
 }
 
+// journalOf finds the journal that a unit's certificate is made from: the newest
+// that knows it.
+func (c *auditUnitCmd) journalOf(a *app, js []*openedJournal, mac chip.MAC) (*openedJournal, error) {
+	for _, j := range js {
+		if s := j.Info().Succeeds; s != nil && len(js) == 1 && !slices.Contains(c.Lost, s.Journal) {
+			a.note("%s succeeds journal %s, which may tell more of the unit: name it too with --journal", j.path, s.Journal)
+		}
+	}
+	if len(js) > 1 {
+		if err := c.chainFlags.check(a, js); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortStableFunc(js, func(x, y *openedJournal) int { return cmp.Compare(y.Info().Generation(), x.Info().Generation()) })
+	var found *openedJournal
+	for _, j := range js {
+		entries, err := j.Unit(mac)
+		switch {
+		case err != nil:
+			return nil, journalFailure(j.path, err)
+		case len(entries) == 0:
+		case found == nil:
+			found = j
+		default:
+			a.note("%s has %d entries of the unit too; a certificate is of one journal, and this one is of %s", j.path, len(entries), found.path)
+		}
+	}
+	if found == nil {
+		return nil, usage("%s knows nothing of unit %s: name the journal of the station that made it", strings.Join(c.Journal, ", "), mac)
+	}
+	return found, nil
+}
+
 // certificate signs with the key of the journal's checkpoints.
-func (c *auditUnitCmd) certificate(a *app, j *journal.Journal, mac chip.MAC) ([]byte, error) {
-	path, keyFile := c.Journal, c.SigningKey
+func (c *auditUnitCmd) certificate(a *app, j *openedJournal, mac chip.MAC) ([]byte, error) {
+	path, keyFile := j.path, c.SigningKey
 	if keyFile == "" {
 		keyFile = journal.KeyPath(path)
 	}
@@ -104,10 +154,7 @@ func (c *auditUnitCmd) certificate(a *app, j *journal.Journal, mac chip.MAC) ([]
 		Prove: func(index, size uint64) ([]journal.Hash, error) { return j.Prove(index, size) },
 	}
 	cert, err := qa.NewCertificate(a.ctx, log, mac, signer)
-	switch {
-	case errors.Is(err, qa.ErrNoUnit):
-		return nil, usage("%s knows nothing of unit %s: name the journal of the station that made it", path, mac)
-	case err != nil:
+	if err != nil {
 		return nil, journalFailure(path, err)
 	}
 	return cert, nil
@@ -192,6 +239,9 @@ func printStatement(w io.Writer, c qa.Certificate) {
 		}
 		line("attempt", "%d: %s, entries %d to %d", n+1, verdict, t.First, t.Last)
 	}
+	for _, r := range s.Reworks {
+		line("rework", "%s, ordered by %s, entry %d", r.Reason, orDash(r.Operator), r.Entry)
+	}
 }
 
 func orDash(s string) string {
@@ -224,8 +274,16 @@ func writeNew(path string, b []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
+// chainFlags are for journals that succeed others.
+type chainFlags struct {
+	Lost []string `help:"The id of a journal that a given one succeeds and that nobody has any more; again for more." placeholder:"ID"`
+
+	single bool // a journal may be given without the one before: another command sees all
+}
+
 type auditLotCmd struct {
-	Journal   []string `help:"The station's journal; again for more stations." required:"" placeholder:"F"`
+	Journal []string `help:"The station's journal; again for more stations, and for the journals that it succeeds." required:"" placeholder:"F"`
+	chainFlags
 	Lot       string   `help:"Only this lot. Default: every unit." placeholder:"L"`
 	PublicKey []string `help:"The public key that QA has of a journal, or a file that holds it; again for more. Default: the one that the journal names itself." placeholder:"K"`
 	Quantity  int      `help:"How many units the order asks for." placeholder:"N"`
@@ -240,7 +298,7 @@ func (c *auditLotCmd) Run(a *app) error {
 	if c.Out == "" && (c.Format == "xlsx" || c.Format == "pdf") && onTerminal(a.out) {
 		return usage("--format %s is not for a terminal: add --out FILE", c.Format)
 	}
-	js, done, err := openVerified(a, c.Journal, c.PublicKey)
+	js, done, err := openVerified(a, c.Journal, c.PublicKey, c.chainFlags)
 	if err != nil {
 		return err
 	}
@@ -291,12 +349,11 @@ func against(id string, keys []string) ([]journal.VerifyOption, error) {
 	return nil, usage("--public-key: none of the keys is that of journal %s", id)
 }
 
-// openVerified opens journals and checks every entry: a report of a changed
-// journal would be worth nothing.
-func openVerified(a *app, paths, keys []string) (js []*journal.Journal, done func(), err error) {
+// openAll opens journals, each once.
+func openAll(a *app, paths []string, open func(a *app, path string) (*openedJournal, error)) (js []*openedJournal, done func(), err error) {
 	done = func() {
 		for _, j := range js {
-			_ = j.Close() // nothing was appended
+			j.Close()
 		}
 	}
 	seen := map[string]string{}
@@ -305,7 +362,7 @@ func openVerified(a *app, paths, keys []string) (js []*journal.Journal, done fun
 			done()
 			return nil, nil, usage("%s is named twice: name each journal once", path)
 		}
-		j, err := openJournal(path)
+		j, err := open(a, path)
 		if err != nil {
 			done()
 			return nil, nil, err
@@ -316,37 +373,55 @@ func openVerified(a *app, paths, keys []string) (js []*journal.Journal, done fun
 			return nil, nil, usage("%s and %s are the same journal: name it once", other, path)
 		}
 		seen[j.Info().ID] = path
-		options, err := against(j.Info().ID, keys)
-		if err != nil {
-			done()
-			return nil, nil, err
-		}
-		if _, err := j.Verify(a.ctx, nil, options...); err != nil {
-			done()
-			return nil, nil, journalFailure(path, err)
-		}
 	}
 	return js, done, nil
 }
 
+// openVerified opens journals and checks every entry, and that those are there
+// which others succeed: a report of a changed journal would be worth nothing.
+func openVerified(a *app, paths, keys []string, chain chainFlags) (js []*openedJournal, done func(), err error) {
+	js, done, err = openAll(a, paths, readJournal)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := verifyAll(a, js, keys, chain); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return js, done, nil
+}
+
+func verifyAll(a *app, js []*openedJournal, keys []string, chain chainFlags) error {
+	for _, j := range js {
+		options, err := against(j.Info().ID, keys)
+		if err != nil {
+			return err
+		}
+		if _, err := j.Verify(a.ctx, nil, options...); err != nil {
+			return journalFailure(j.path, err)
+		}
+	}
+	return chain.check(a, js)
+}
+
 // inventorySources are journals and keystores, or what was exported of them.
 type inventorySources struct {
-	Journal   []string `help:"A station's journal; again for more stations." placeholder:"F"`
+	Journal []string `help:"A station's journal; again for more stations, and for the journals that it succeeds." placeholder:"F"`
+	chainFlags
 	PublicKey []string `help:"The public key that QA has of a journal, or a file that holds it; again for more. Default: the one that the journal names itself." placeholder:"K"`
 	Keystore  []string `help:"A keystore; again for more." placeholder:"S"`
 }
 
 // lines shows everything that the sources hold, a journal's lines together.
 func (s inventorySources) lines(a *app, unit func(qa.UnitLine) error, head func(qa.HeadLine) error, key func(qa.KeyLine) error) error {
-	for _, path := range s.Journal {
-		js, done, err := openVerified(a, []string{path}, s.PublicKey)
-		if err != nil {
-			return err
-		}
-		err = qa.JournalLines(js[0].Entries(0, journal.All), unit, head)
-		done()
-		if err != nil {
-			return journalFailure(path, err)
+	js, done, err := openVerified(a, s.Journal, s.PublicKey, s.chainFlags)
+	if err != nil {
+		return err
+	}
+	defer done()
+	for _, j := range js {
+		if err := qa.JournalLines(j.Entries(0, journal.All), unit, head); err != nil {
+			return journalFailure(j.path, err)
 		}
 	}
 	for _, path := range s.Keystore {
@@ -371,6 +446,7 @@ type auditInventoryCmd struct {
 }
 
 func (c *auditInventoryCmd) Run(a *app) error {
+	c.single = true
 	if len(c.Journal)+len(c.Keystore) == 0 {
 		return usage("name at least one --journal or --keystore")
 	}

@@ -24,14 +24,15 @@ import (
 )
 
 type demoCmd struct {
-	Units   int    `help:"How many boards." default:"4"`
-	Slots   int    `help:"How many at once." default:"2"`
-	Chip    string `help:"Only this chip; without it the chips take turns." placeholder:"C"`
-	Profile string `help:"development, hybrid, release or closed." enum:"development,hybrid,release,closed" default:"release"`
-	Dir     string `help:"Keep keystore, journal, recipes and images in this folder." placeholder:"D"`
-	Fault   string `help:"A fault for every simulated board, for example noise=1e-4 (see sim --help)." placeholder:"SPEC"`
-	Trace   string `help:"Write every frame of every line, without key bytes, into this file." placeholder:"FILE"`
-	JSON    bool   `help:"One JSON object per unit on standard output."`
+	Units   int            `help:"How many boards." default:"4"`
+	Slots   int            `help:"How many at once." default:"2"`
+	Chip    string         `help:"Only this chip; without it the chips take turns." placeholder:"C"`
+	Profile string         `help:"development, hybrid, release or closed." enum:"development,hybrid,release,closed" default:"release"`
+	Dir     string         `help:"Keep keystore, journal, recipes and images in this folder." placeholder:"D"`
+	Fault   string         `help:"A fault for every simulated board, for example noise=1e-4 (see sim --help)." placeholder:"SPEC"`
+	Trace   string         `help:"Write every frame of every line, without key bytes, into this file." placeholder:"FILE"`
+	JSON    bool           `help:"One JSON object per unit on standard output."`
+	Keeping journalKeeping `embed:""`
 }
 
 // demoSite is everything that a station has, in one folder.
@@ -56,7 +57,7 @@ func (c *demoCmd) Run(a *app) error {
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
 	}
-	site, err := c.setUp(dir)
+	site, err := c.setUp(a, dir)
 	if err != nil {
 		return err
 	}
@@ -82,7 +83,7 @@ func (c *demoCmd) Run(a *app) error {
 	return nil
 }
 
-func (c *demoCmd) setUp(dir string) (*demoSite, error) {
+func (c *demoCmd) setUp(a *app, dir string) (*demoSite, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, usage("--dir: %w", err)
 	}
@@ -126,11 +127,15 @@ func (c *demoCmd) setUp(dir string) (*demoSite, error) {
 	}
 	jpath := filepath.Join(dir, "journal.db")
 	if _, serr := os.Stat(jpath); serr != nil {
-		if err := journal.Init(jpath, journal.Options{Station: "demo"}); err != nil {
+		o := journal.Options{Station: "demo", KeyFile: c.Keeping.SigningKey}
+		if o.Anchor, err = c.Keeping.anchorOf(o.Station); err != nil {
 			return nil, err
 		}
+		if err := journal.Init(jpath, o); err != nil {
+			return nil, &usageError{err}
+		}
 	}
-	site.jrn, err = openJournal(jpath)
+	site.jrn, err = c.Keeping.open(a, jpath)
 	return site, err
 }
 

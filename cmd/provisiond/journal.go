@@ -32,16 +32,20 @@ type journalFile struct {
 	Journal string `help:"The same, as a flag." placeholder:"F"`
 }
 
-func (f journalFile) name() (string, error) {
+func (f journalFile) name() (string, error) { return oneName("journal", f.Path, f.Journal) }
+
+// oneName is the file that a command is about, which may be named as an argument
+// or as a flag.
+func oneName(kind, argument, flag string) (string, error) {
 	switch {
-	case f.Path != "" && f.Journal != "" && f.Path != f.Journal:
-		return "", usage("two journals are named, %s and %s: name one", f.Path, f.Journal)
-	case f.Path != "":
-		return f.Path, nil
-	case f.Journal != "":
-		return f.Journal, nil
+	case argument != "" && flag != "" && argument != flag:
+		return "", usage("two %ss are named, %s and %s: name one", kind, argument, flag)
+	case argument != "":
+		return argument, nil
+	case flag != "":
+		return flag, nil
 	}
-	return "", usage("name the journal file, for example `journal.db`: there is no default")
+	return "", usage("name the %s file, for example `%s.db`: there is no default", kind, kind)
 }
 
 type journalInitCmd struct {
@@ -123,11 +127,11 @@ func (c *journalShowCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	j, err := openJournal(path)
+	j, err := readJournal(a, path)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = j.Close() }()
+	defer j.Close()
 	if c.Unit == "" {
 		size, _ := j.Head()
 		for e, err := range j.Entries(0, size) {
@@ -197,36 +201,17 @@ func (c *journalVerifyCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	j, err := openJournal(path)
+	j, rep, err := c.verify(a, path)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = j.Close() }()
-	options := []journal.VerifyOption{journal.WholeFile()}
-	if c.PublicKey != "" {
-		key, err := publicKey(c.PublicKey)
-		if err != nil {
-			return err
-		}
-		options = append(options, journal.AgainstKey(key))
-	}
-	if c.Anchor != "" {
-		anchor, err := journal.NewDirAnchor(c.Anchor, j.Info().Station)
-		if err != nil {
-			return &usageError{err}
-		}
-		options = append(options, journal.AgainstAnchor(anchor))
-	}
-	rep, err := j.Verify(a.ctx, nil, options...)
-	if err != nil {
-		return journalFailure(path, err)
-	}
+	defer j.Close()
 	if c.JSON {
 		return json.NewEncoder(a.out).Encode(map[string]any{
 			"journal": path, "id": j.Info().ID, "station": j.Info().Station, "entries": rep.Size, "head": rep.Head, "root": rep.Root,
 			"first": rep.First, "last": rep.Last, "clock_steps": rep.ClockSteps, "index_wrong": rep.IndexWrong,
 			"checkpoints": rep.Checkpoints, "unsigned": rep.Unsigned, "open_intents": rep.OpenIntents,
-			"public_key": j.Info().PublicKey, "trusted": rep.Trusted, "anchored": rep.Anchored,
+			"public_key": j.Info().PublicKey, "trusted": rep.Trusted, "anchored": rep.Anchored, "live": j.live,
 		})
 	}
 	_, _ = fmt.Fprintf(a.out, "%s: %d entries, every one as it was written; head %s\n", path, rep.Size, rep.Head)
@@ -235,6 +220,51 @@ func (c *journalVerifyCmd) Run(a *app) error {
 		_, _ = fmt.Fprintf(a.errOut, "the public key was taken from the journal itself: name the one you know with --public-key\n")
 	}
 	return nil
+}
+
+// verify checks the journal. The anchor of one that is in use may have a checkpoint
+// that is newer than the copy that was read: then another copy tells.
+func (c *journalVerifyCmd) verify(a *app, path string) (*openedJournal, journal.Report, error) {
+	const tries = 3
+	for try := 1; ; try++ {
+		j, err := readJournal(a, path)
+		if err != nil {
+			return nil, journal.Report{}, err
+		}
+		options, err := c.options(j)
+		if err != nil {
+			j.Close()
+			return nil, journal.Report{}, err
+		}
+		rep, err := j.Verify(a.ctx, nil, options...)
+		if err == nil {
+			return j, rep, nil
+		}
+		live := j.live
+		j.Close()
+		if !live || !errors.Is(err, journal.ErrAnchor) || try == tries {
+			return nil, rep, journalFailure(path, err)
+		}
+	}
+}
+
+func (c *journalVerifyCmd) options(j *openedJournal) ([]journal.VerifyOption, error) {
+	options := []journal.VerifyOption{journal.WholeFile()}
+	if c.PublicKey != "" {
+		key, err := publicKey(c.PublicKey)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, journal.AgainstKey(key))
+	}
+	if c.Anchor != "" {
+		anchor, err := journal.NewDirAnchor(c.Anchor, j.Info().Station)
+		if err != nil {
+			return nil, &usageError{err}
+		}
+		options = append(options, journal.AgainstAnchor(anchor))
+	}
+	return options, nil
 }
 
 // publicKey takes a key, or the name of a file that holds one.
@@ -330,6 +360,9 @@ func journalFailure(path string, err error) error {
 	switch st, serr := os.Stat(path); {
 	case errors.Is(err, context.Canceled):
 		return err
+	case errors.Is(err, journal.ErrLocked):
+		f.Reason, f.Err = path+" is in use"+usedBy(path), nil
+		f.NextStep = "wait for it to end, or stop it; `journal show`, `journal verify`, `journal export` and `audit` can be used meanwhile"
 	case errors.Is(err, journal.ErrMissing):
 		f.Reason, f.Err = "there is no journal at "+path, nil
 		f.NextStep = "check the path, or begin one with `provisiond journal init " + path + "`"

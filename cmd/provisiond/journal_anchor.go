@@ -35,7 +35,23 @@ func (k journalKeeping) open(a *app, path string) (*journal.Journal, error) {
 	if err != nil {
 		return nil, journalFailure(path, err)
 	}
+	a.noteJournal(j.Info())
 	return j, nil
+}
+
+// openForReading is open for commands that can do with a copy too.
+func (k journalKeeping) openForReading(a *app, path string) (*openedJournal, error) {
+	j, err := k.open(a, path)
+	if errors.Is(err, journal.ErrLocked) {
+		if k.Anchor != "" {
+			a.note("the anchor is not looked at while another process has the journal: that process does it")
+		}
+		return readCopy(a, path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &openedJournal{Journal: j, path: path}, nil
 }
 
 // anchor is the folder for the station that the journal is of.
@@ -44,21 +60,19 @@ func (k journalKeeping) anchor(ctx context.Context, path string) (journal.Anchor
 	if err != nil {
 		return nil, journalFailure(path, err)
 	}
-	anchor, err := journal.NewDirAnchor(k.Anchor, info.Station)
+	return k.anchorOf(info.Station)
+}
+
+// anchorOf is the anchor for a station, nil if there is none.
+func (k journalKeeping) anchorOf(station string) (journal.Anchor, error) {
+	if k.Anchor == "" {
+		return nil, nil
+	}
+	anchor, err := journal.NewDirAnchor(k.Anchor, station)
 	if err != nil {
 		return nil, &usageError{err}
 	}
 	return anchor, nil
-}
-
-// openJournal opens an existing journal. A missing one is no reason to begin an
-// empty history.
-func openJournal(path string) (*journal.Journal, error) {
-	j, err := journal.Open(path, journal.WithProber(prober()))
-	if err != nil {
-		return nil, journalFailure(path, err)
-	}
-	return j, nil
 }
 
 // prober looks at a journal in a child: this program again, with a command that

@@ -32,17 +32,7 @@ type keystoreFile struct {
 	Keystore string `help:"The same, as a flag." placeholder:"S"`
 }
 
-func (f keystoreFile) name() (string, error) {
-	switch {
-	case f.Path != "" && f.Keystore != "" && f.Path != f.Keystore:
-		return "", usage("two keystores are named, %s and %s: name one", f.Path, f.Keystore)
-	case f.Path != "":
-		return f.Path, nil
-	case f.Keystore != "":
-		return f.Keystore, nil
-	}
-	return "", usage("name the keystore file, for example `keystore.db`: there is no default")
-}
+func (f keystoreFile) name() (string, error) { return oneName("keystore", f.Path, f.Keystore) }
 
 type keystoreInitCmd struct {
 	keystoreFile

@@ -52,6 +52,7 @@ type app struct {
 	out            io.Writer
 	errOut         *console
 	log            *zap.Logger
+	json           bool // a script reads standard error
 	observeForTest func(provision.Event)
 }
 
@@ -115,7 +116,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		return report(con, asJSON, err)
 	}
 	defer closeLog()
-	a := &app{ctx: ctx, in: in, out: out, errOut: con, log: log, observeForTest: observe}
+	a := &app{ctx: ctx, in: in, out: out, errOut: con, log: log, json: asJSON, observeForTest: observe}
 	return report(con, asJSON, kctx.Run(a))
 }
 

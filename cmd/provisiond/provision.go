@@ -1,44 +1,115 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/provision"
+	"github.com/provisiond/provisiond/provision/journal"
+	"github.com/provisiond/provisiond/provision/lot"
 	"github.com/provisiond/provisiond/provision/recipe"
+	qa "github.com/provisiond/provisiond/provision/report" // main has a function report
 )
 
 type provisionCmd struct {
 	deviceFlags
-	Recipe          string `help:"The recipe of the product." required:"" placeholder:"R"`
-	Keystore        string `help:"Where the key goes before it is burned." required:"" placeholder:"S"`
-	Journal         string `help:"The station's journal." required:"" placeholder:"F"`
-	Slot            string `help:"The slot's name in the journal." default:"bench"`
-	Operator        string `help:"Who runs it, for the journal." placeholder:"NAME"`
-	Lot             string `help:"The lot that the unit belongs to, for the journal." placeholder:"L"`
-	Serial          string `help:"The serial number on the board's label, for the journal." placeholder:"SN"`
-	ClosedIsForever bool   `help:"Agree that the unit's serial loader ends for ever. Needed for profile closed, and for release on the ESP32."`
-	JSON            bool   `help:"One JSON object about the unit on standard output."`
+	Recipe          string         `help:"The recipe of the product." required:"" placeholder:"R"`
+	Keystore        string         `help:"Where the key goes before it is burned." required:"" placeholder:"S"`
+	Journal         string         `help:"The station's journal." required:"" placeholder:"F"`
+	Keeping         journalKeeping `embed:""`
+	Slot            string         `help:"The slot's name in the journal." default:"bench"`
+	Operator        string         `help:"Who runs it, for the journal." placeholder:"NAME"`
+	Lot             string         `help:"The lot that the unit belongs to, for the journal." placeholder:"L"`
+	Quantity        int            `help:"With --lot: how many units the lot has; no more are begun. The journal remembers it." placeholder:"N"`
+	ChangeQuantity  bool           `help:"The lot may have another quantity already; needs --operator."`
+	Serial          string         `help:"The serial number on the board's label, for the journal." placeholder:"SN"`
+	ClosedIsForever bool           `help:"Agree that the unit's serial loader ends for ever. Needed for profile closed, and for release on the ESP32."`
+	Rework          string         `help:"Write the flash of a unit anew that has its key already, with the key from the keystore. Burns nothing; needs --operator." placeholder:"REASON"`
+	ReworkKeystore  string         `help:"With --rework: the keystore with a login that may read the unit's key, for example a Vault ticket." placeholder:"S"`
+	Identity        string         `help:"With --rework: the age identity file that opens a local keystore." placeholder:"FILE"`
+	Certificate     string         `help:"Write the certificate of a unit that passes, or has passed before, into this new file." placeholder:"FILE"`
+	JSON            bool           `help:"One JSON object about the unit on standard output."`
+}
+
+func (c *provisionCmd) check() error {
+	switch {
+	case c.Quantity < 0:
+		return usage("--quantity is a number of units")
+	case c.Lot == "" && (c.Quantity != 0 || c.ChangeQuantity):
+		return usage("--quantity is that of a lot: add --lot")
+	case c.ChangeQuantity && (c.Quantity == 0 || c.Operator == ""):
+		return usage("--change-quantity needs --quantity and --operator")
+	case c.Rework == "" && (c.ReworkKeystore != "" || c.Identity != ""):
+		return usage("--rework-keystore and --identity are for --rework: a station reads no key otherwise")
+	case c.Rework != "" && c.Operator == "":
+		return usage("--rework needs --operator: the journal names who ordered it")
+	case c.Rework != "" && c.Quantity != 0:
+		return usage("--rework begins no unit: leave --quantity out")
+	case c.ReworkKeystore != "" && c.Identity != "":
+		return usage("--rework-keystore and --identity do not go together: the first is another login, the second opens --keystore")
+	case sameFile(c.Keystore, c.Journal):
+		return usage("--keystore and --journal name one file, %s: they are two", c.Journal)
+	}
+	if c.Certificate != "" {
+		if _, err := os.Lstat(c.Certificate); err == nil {
+			return usage("--certificate: %s is there already, and nothing is overwritten", c.Certificate)
+		}
+	}
+	return nil
+}
+
+// sameFile reports whether two names are of one file.
+func sameFile(a, b string) bool {
+	if filepath.Clean(a) == filepath.Clean(b) {
+		return true
+	}
+	sa, erra := os.Stat(a)
+	sb, errb := os.Stat(b)
+	return erra == nil && errb == nil && os.SameFile(sa, sb)
 }
 
 func (c *provisionCmd) Run(a *app) error {
-	job, err := loadJob(c.Recipe, c.ClosedIsForever)
+	if err := c.check(); err != nil {
+		return err
+	}
+	job, err := loadJob(c.Recipe, c.ClosedIsForever || c.Rework != "") // a rework closes nothing
 	if err != nil {
 		return err
 	}
-	store, err := openKeystore(a.ctx, c.Keystore)
+	store, err := openKeystoreWith(a.ctx, c.Keystore, c.Identity)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = store.Close() }()
-	jrn, err := openJournal(c.Journal)
+	order := provision.Rework{Reason: c.Rework}
+	if c.ReworkKeystore != "" {
+		keys, err := openKeystore(a.ctx, c.ReworkKeystore)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = keys.Close() }()
+		order.Keys = keys
+	}
+	jrn, err := c.Keeping.open(a, c.Journal)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = jrn.Close() }()
+	defer func() { _ = jrn.Close() }() // in good order it is closed below
+	e := &provision.Engine{
+		Store: store, Journal: jrn, Station: jrn.Info().Station, Slot: c.Slot, Operator: c.Operator, Lot: c.Lot, Tool: toolVersion(),
+	}
+	if err := c.takeOrder(a, e, jrn, job); err != nil {
+		return err
+	}
 	dev, err := c.open(a)
 	if err != nil {
 		return err
@@ -50,18 +121,99 @@ func (c *provisionCmd) Run(a *app) error {
 	if !c.JSON {
 		defer a.announceStop()()
 	}
-	e := &provision.Engine{
-		Store: store, Journal: jrn, Station: jrn.Info().Station, Slot: c.Slot, Operator: c.Operator, Lot: c.Lot, Tool: toolVersion(),
-		Trace: dev.trace, Observe: a.observer(bars.observe(c.Slot)),
+	e.Trace, e.Observe = dev.trace, a.observer(bars.observe(c.Slot))
+	var res *provision.Result
+	if c.Rework != "" {
+		res = e.Rework(a.ctx, dev.line, job, order)
+	} else {
+		res = e.Run(a.ctx, dev.line, job)
 	}
-	res := e.Run(a.ctx, dev.line, job)
 	bars.verdict(c.Slot, res)
 	bars.clear()
 	a.log.Info("unit", zap.String("unit", res.Unit), zap.String("verdict", string(res.Verdict)), zap.String("reason", res.Reason))
-	if err := a.printResult(res, c.JSON); err != nil {
+	cert, err := c.certificate(a, jrn, res)
+	if err != nil {
+		res.Warnings = append(res.Warnings, "the certificate was not made: "+err.Error())
+	}
+	if err := jrn.Close(); err != nil { // the entries are durable; a checkpoint or its anchor is behind
+		res.Warnings = append(res.Warnings, err.Error())
+	}
+	if err := a.printResult(res, cert, c.JSON); err != nil {
 		return err
 	}
 	return &codeError{code: res.ExitCode()}
+}
+
+// takeOrder lets the lot admit the unit.
+func (c *provisionCmd) takeOrder(a *app, e *provision.Engine, jrn *journal.Journal, job *provision.Job) error {
+	if c.Lot == "" || c.Rework != "" {
+		return nil
+	}
+	book, err := lot.NewBook(jrn)
+	if err != nil {
+		return journalFailure(c.Journal, err)
+	}
+	if c.Quantity > 0 {
+		_, err := book.Place(a.ctx, lot.Order{Lot: c.Lot, Quantity: c.Quantity, Recipe: job.Recipe.Name, Operator: c.Operator, Change: c.ChangeQuantity})
+		if errors.Is(err, lot.ErrOrder) {
+			return usage("%w; somebody who may change the order adds --change-quantity", err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	e.Journal = book
+	e.Admit = func(ctx context.Context, unit chip.MAC) (provision.Admission, error) {
+		return provision.Admission{}, book.Admit(ctx, c.Lot, c.Slot, c.Operator, unit)
+	}
+	return nil
+}
+
+// certificate is that of a unit which has passed before, or was asked for; nil for
+// another one.
+func (c *provisionCmd) certificate(a *app, jrn *journal.Journal, res *provision.Result) ([]byte, error) {
+	passed := res.Verdict == provision.Pass && c.Certificate != ""
+	before := res.FinishedBefore || res.LoaderClosed
+	if !passed && !before {
+		return nil, nil
+	}
+	unit := res.Unit
+	if unit == "" && c.Serial != "" { // a closed chip does not tell its MAC; its label may
+		var err error
+		if unit, err = unitOfSerial(jrn, c.Serial); err != nil {
+			return nil, err
+		}
+	}
+	if unit == "" {
+		return nil, nil
+	}
+	mac, err := chip.ParseMAC(unit)
+	if err != nil {
+		return nil, err
+	}
+	of := auditUnitCmd{journalKeeping: c.Keeping}
+	cert, err := of.certificate(a, &openedJournal{Journal: jrn, path: c.Journal}, mac)
+	if err != nil {
+		return nil, err
+	}
+	if c.Certificate != "" {
+		err = writeNew(c.Certificate, cert)
+	}
+	return cert, err
+}
+
+// unitOfSerial finds the unit that passed with a serial number, "" if there is none.
+func unitOfSerial(jrn *journal.Journal, serial string) (string, error) {
+	p, err := qa.ProjectLot(jrn.Entries(0, journal.All))
+	if err != nil {
+		return "", err
+	}
+	for _, u := range p.Units {
+		if f := u.Final(); f != nil && f.Verdict == provision.Pass && u.Serial() == serial {
+			return u.MAC.String(), nil
+		}
+	}
+	return "", nil
 }
 
 // loadJob reads recipe and images. What closes a unit for ever is asked for twice.
@@ -87,9 +239,12 @@ func (a *app) observer(next func(provision.Event)) func(provision.Event) {
 	}
 }
 
-func (a *app) printResult(r *provision.Result, asJSON bool) error {
+func (a *app) printResult(r *provision.Result, cert []byte, asJSON bool) error {
 	if asJSON {
-		return json.NewEncoder(a.out).Encode(r)
+		return json.NewEncoder(a.out).Encode(struct {
+			*provision.Result
+			Certificate json.RawMessage `json:"certificate,omitempty"`
+		}{r, cert})
 	}
 	unit := r.Unit
 	if unit == "" {
@@ -99,11 +254,31 @@ func (a *app) printResult(r *provision.Result, asJSON bool) error {
 	if r.KeyFingerprint != "" {
 		_, _ = fmt.Fprintf(a.out, "  key      %s\n", r.KeyFingerprint)
 	}
+	if r.Rework != nil {
+		_, _ = fmt.Fprintf(a.out, "  rework   %s, ordered by %s\n", harmless(r.Rework.Reason), harmless(r.Rework.Operator))
+	}
 	if r.Closing != nil {
 		_, _ = fmt.Fprintf(a.out, "  closed   %s, shown by %s\n", r.Closing.Fuse, r.Closing.Evidence)
 	}
 	if r.Verdict != provision.Pass {
 		_, _ = fmt.Fprintf(a.out, "  reason   %s\n  next     %s\n", r.Reason, r.NextStep)
 	}
+	for _, w := range r.Warnings {
+		_, _ = fmt.Fprintf(a.out, "  warning  %s\n", w)
+	}
+	if cert == nil || r.Verdict == provision.Pass {
+		return nil
+	}
+	parsed, err := qa.ParseCertificate(cert)
+	if err != nil {
+		return err
+	}
+	cp, err := journal.ParseCheckpoint([]byte(parsed.Checkpoint))
+	if err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintf(a.out, "its certificate, for `provisiond audit unit`: entry %d, in the checkpoint of %d entries that was signed at %s\n",
+		parsed.Statement.Entry, cp.Size, cp.Time.Format(time.RFC3339))
+	printStatement(a.out, parsed)
 	return nil
 }
