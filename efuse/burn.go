@@ -144,8 +144,8 @@ type burner struct {
 // before this stage; then nothing is burned. Half-burned bits that a stage with
 // Resume sets are burned again with the others. Blocks are burned from the highest
 // to the lowest, BLOCK0 last and its critical fuses after its other ones. Each is
-// compared after the burn and burned again, the same data, up to twice; a later
-// block is not touched when an earlier one failed.
+// compared after the burn and burned again, the same data, up to twice (of a key
+// that is resumed, up to three burns in all); a later block is not touched when an earlier one failed.
 //
 // The key goes with the stage that has one, and only with it. It is used inside
 // the call.
@@ -401,7 +401,19 @@ func (b *burner) burn(ctx context.Context, j *job) error {
 	b.report.Burns = append(b.report.Burns, entry)
 	rep := &b.report.Burns[len(b.report.Burns)-1]
 	before := slices.Clone(b.now.blocks[j.block.Index].words)
-	for rep.Attempts < burnAttempts {
+	spent := 0
+	if j.key != nil {
+		spent = j.key.spent
+	}
+	if spent >= burnAttempts {
+		bad := b.judge(j, before, rep)
+		if bad == nil {
+			bad = &BurnError{Stage: b.stage.Name, Block: j.block.Name}
+		}
+		bad.Attempts = spent
+		return bad
+	}
+	for rep.Attempts < burnAttempts-spent {
 		if err := b.load(ctx, j); err != nil {
 			b.unload(ctx, j)
 			if rep.Attempts == 0 && len(b.report.Burns) == 1 {
@@ -427,7 +439,7 @@ func (b *burner) burn(ctx context.Context, j *job) error {
 		if bad == nil {
 			return nil
 		}
-		if rep.Attempts == burnAttempts || len(bad.Outside)+len(bad.Lost) > 0 {
+		if bad.Attempts += spent; bad.Attempts == burnAttempts || len(bad.Outside)+len(bad.Lost) > 0 {
 			return bad
 		}
 	}

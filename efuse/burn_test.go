@@ -623,6 +623,30 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// A key is burned three times at most, over all calls that resume its burn.
+func TestKeyBurnsInAll(t *testing.T) {
+	for spent, want := range []struct {
+		tries int
+		fails bool
+	}{{2, false}, {2, false}, {1, true}, {0, true}} {
+		f := newFake(t, "esp32c3")
+		f.weak[[2]int{4, 2}] = 1 // of the burns that are left the first does not take it
+		st := stages(f.m)
+		st[0].Key.Resume, st[0].Key.Spent = true, spent
+		rep, err := efuse.Burn(t.Context(), f, f.m, check(t, f, st...), 0, key00(32))
+		var bad *efuse.BurnError
+		if errors.As(err, &bad) != want.fails || rep.Burns[0].Attempts != want.tries || bad != nil && bad.Attempts != 3 {
+			t.Errorf("%d spent: %d attempts, %v", spent, rep.Burns[0].Attempts, err)
+		}
+	}
+	st := stages(newFake(t, "esp32c3").m)
+	st[0].Key.Spent = 1
+	f := newFake(t, "esp32c3")
+	if _, err := efuse.NewPlan(f.m, st...).Check(read(t, f)); err == nil {
+		t.Error("burns are spent on a key that is not resumed")
+	}
+}
+
 // Power that was lost during a burn leaves bits whose copies disagree: one reads
 // 0 and one 1. The same bits again mend them, and only a stage that resumes may.
 func TestHalfBurnedBlock0(t *testing.T) {

@@ -42,6 +42,10 @@ type KeyBurn struct {
 	// Resume allows a block that is not empty, for a burn that was interrupted.
 	// Burn then refuses unless every bit in the block belongs to the key.
 	Resume bool
+
+	// Spent is how many burn commands the block got already in that burn. They
+	// count: a key is burned three times at most in all (esp-facts B.6).
+	Spent int
 }
 
 // Plan is a list of stages for one kind of chip. It cannot be burned: see Check.
@@ -114,6 +118,7 @@ type checkedKey struct {
 	purpose table.Purpose
 	bytes   int
 	resume  bool
+	spent   int
 }
 
 // checker simulates the stages on a snapshot.
@@ -521,7 +526,7 @@ func (c *checker) key(cs *checkedStage) {
 		bad("%q is no purpose for it", k.Purpose)
 		return
 	}
-	ck := &checkedKey{block: b, purpose: p, bytes: p.Bytes, resume: k.Resume}
+	ck := &checkedKey{block: b, purpose: p, bytes: p.Bytes, resume: k.Resume, spent: k.Spent}
 	if c.scheme == Scheme34 {
 		if p.Reading == table.ReadNever {
 			bad("%s does not fit the 3/4 coding scheme", p.Name)
@@ -535,6 +540,9 @@ func (c *checker) key(cs *checkedStage) {
 		bad("is write-protected")
 	case c.filled[b.Index] && !k.Resume:
 		bad("is not empty")
+	}
+	if k.Spent < 0 || k.Spent > 0 && !k.Resume {
+		bad("%d burns cannot be spent on a key whose burn is not resumed", k.Spent)
 	}
 	if hasPurpose {
 		now := c.get(pf)
