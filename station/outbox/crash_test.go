@@ -1,0 +1,5 @@
+package outbox
+
+const childDir = "PROVISIOND_OUTBOX_CHILD"
+
+func child(string) {}
