@@ -29,6 +29,8 @@ type Config struct {
 	MaxAge time.Duration `yaml:"max_age"`
 	// Retry is how long the inner store is left alone after it was seen to be away.
 	Retry time.Duration `yaml:"retry"`
+
+	quick bool // see spool.quick
 }
 
 // Enabled reports whether there is an escrow.

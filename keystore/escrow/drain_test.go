@@ -216,7 +216,9 @@ func TestSyncFinds(t *testing.T) {
 	r := keystoretest.NewRecord(t, keystoretest.Simulated(1))
 	must[keystore.Receipt](t)(s.Create(t.Context(), r))
 	b.add(s, r, keystore.MayBeInSilicon, keystore.InSilicon)
-	must[keystore.Receipt](t)(b.another().Create(t.Context(), keystoretest.NewRecord(t, r.Unit)))
+	rival := keystoretest.NewRecord(t, r.Unit)
+	rival.Job = "another"
+	must[keystore.Receipt](t)(b.another().Create(t.Context(), rival))
 	b.away = nil
 	for i := range 2 {
 		rep, err := s.Sync(t.Context())

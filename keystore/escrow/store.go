@@ -34,11 +34,14 @@ type Store struct {
 
 	mu     sync.Mutex
 	closed bool
-	store  keystore.Store // nil until it could be opened
-	opens  chan struct{}  // one at a time
-	retry  time.Time      // when the inner store is asked again
-	away   error          // why it was away, nil if it was not
-	told   map[string]bool
+	store  keystore.Store  // nil until it could be opened
+	opens  chan struct{}   // one at a time
+	retry  time.Time       // when the inner store is asked again
+	away   error           // why it was away, nil if it was not
+	told   map[string]bool // states that were uploaded
+	// unasked are the units whose last List the inner store did not answer: of
+	// them it may hold a key that their job has forgotten.
+	unasked map[chip.MAC]bool
 }
 
 var (
@@ -60,7 +63,8 @@ func Open(ctx context.Context, cfg Config, opener Opener) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, spool: sp, open: opener, now: time.Now, opens: make(chan struct{}, 1), told: map[string]bool{}}
+	sp.quick = cfg.quick
+	s := &Store{cfg: cfg, spool: sp, open: opener, now: time.Now, opens: make(chan struct{}, 1), told: map[string]bool{}, unasked: map[chip.MAC]bool{}}
 	if err := s.begin(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -302,7 +306,7 @@ func (s *Store) Create(ctx context.Context, r keystore.Record) (keystore.Receipt
 	}
 	var receipt keystore.Receipt
 	err = s.ask(ctx, false, func(in keystore.Store) error {
-		return s.insist(ctx, in, func() (err error) {
+		return s.insist(ctx, in, r.Meta(), s.wasUnasked(r.Unit), func() (err error) {
 			receipt, err = in.Create(ctx, r)
 			return err
 		})
@@ -405,7 +409,7 @@ func (s *Store) Reserve(ctx context.Context, m keystore.Meta) error {
 		return err
 	}
 	err := s.ask(ctx, false, func(in keystore.Store) error {
-		return s.insist(ctx, in, func() error { return claim(ctx, in, m) })
+		return s.insist(ctx, in, m, s.wasUnasked(m.Unit), func() error { return claim(ctx, in, m) })
 	})
 	if err == nil || !outage(ctx, err) {
 		return err
@@ -442,20 +446,39 @@ func claim(ctx context.Context, in keystore.Store, m keystore.Meta) error {
 	return err
 }
 
-// insist tells the inner store of a key that was given up in the spool, if that
-// key is what stands in f's way, and calls f again.
-func (s *Store) insist(ctx context.Context, in keystore.Store, f func() error) error {
+func (s *Store) wasUnasked(unit chip.MAC) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unasked[unit]
+}
+
+// insist clears away what stands in f's way and must not: a key that was given up
+// in the spool, of which the inner store does not know that yet; and, if stale
+// ones may be there, a key of the same unit and job that was stored or claimed
+// and not allowed to be burned. The engine gives such a key up when a job starts
+// again, but could not see it while the inner store was away. Its burn can never
+// be allowed after that.
+func (s *Store) insist(ctx context.Context, in keystore.Store, m keystore.Meta, stale bool, f func() error) error {
 	for {
 		err := f()
 		var other *keystore.ConflictError
 		if !errors.As(err, &other) {
 			return err
 		}
-		e, ok, lerr := s.entry(other.Unit, other.Fingerprint)
-		if lerr != nil || !ok || !e.superseded() {
-			return errors.Join(err, lerr)
+		e, ok, gerr := s.entry(other.Unit, other.Fingerprint)
+		switch {
+		case gerr != nil:
+		case ok && e.superseded():
+			gerr = giveUp(ctx, in, e.key, e.states)
+		case stale && !ok && other.State == keystore.Stored && other.Job == m.Job:
+			_, gerr = in.AddState(ctx, m.Unit, other.Fingerprint, keystore.State{
+				Kind: keystore.Superseded, Job: m.Job, Station: m.Station, Time: s.now().UTC().Round(0),
+				Note: "no burn was begun; the job went on with another key while the keystore was away",
+			})
+		default:
+			return err
 		}
-		if gerr := giveUp(ctx, in, e.key, e.states); gerr != nil {
+		if gerr != nil {
 			return errors.Join(gerr, err)
 		}
 	}
@@ -545,6 +568,11 @@ func (s *Store) List(ctx context.Context, unit chip.MAC) ([]keystore.Meta, error
 	if away {
 		metas = nil
 	}
+	s.mu.Lock()
+	if delete(s.unasked, unit); away {
+		s.unasked[unit] = true
+	}
+	s.mu.Unlock()
 	var partial error
 	if away {
 		partial = fmt.Errorf("%w: only the escrow %s was: %w", keystore.ErrPartial, s.spool.dir, err)
@@ -699,7 +727,7 @@ func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerp
 // can not be undone.
 func (s *Store) claimBeforeBurn(ctx context.Context, e entry) error {
 	err := s.ask(ctx, false, func(in keystore.Store) error {
-		return s.insist(ctx, in, func() error { return claim(ctx, in, e.header.meta) })
+		return s.insist(ctx, in, e.header.meta, true, func() error { return claim(ctx, in, e.header.meta) })
 	})
 	switch {
 	case err == nil, outage(ctx, err):

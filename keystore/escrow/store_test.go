@@ -393,6 +393,7 @@ func TestClaimBeforeBurn(t *testing.T) {
 	b, s := begun(t)
 	r, rival := keystoretest.NewRecord(t, keystoretest.Simulated(1)), keystoretest.NewRecord(t, keystoretest.Simulated(1))
 	must[keystore.Receipt](t)(s.Create(t.Context(), r))
+	rival.Job = "another"
 	must[keystore.Receipt](t)(b.another().Create(t.Context(), rival)) // by another station
 	b.away = nil
 	_, err := s.AddState(t.Context(), r.Unit, r.Fingerprint, state(keystore.MayBeInSilicon))
@@ -403,6 +404,62 @@ func TestClaimBeforeBurn(t *testing.T) {
 	b.add(s, r, keystore.Superseded)
 	if rep, err := s.Sync(t.Context()); err != nil || rep.Drained != 1 || len(rep.Findings) != 0 {
 		t.Errorf("%+v, %v", rep, err)
+	}
+}
+
+// TestStaleKey: the store went away after it took a key, and the job started
+// again and made another. The first gives way when the store is back, at
+// whichever call comes first.
+func TestStaleKey(t *testing.T) {
+	for what, call := range map[string]func(b *bench, s *Store, r keystore.Record) error{
+		"reserve": func(b *bench, s *Store, r keystore.Record) error { return s.Reserve(b.t.Context(), r.Meta()) },
+		"create": func(b *bench, s *Store, r keystore.Record) error {
+			_, err := s.Create(b.t.Context(), r)
+			return err
+		},
+		"burn": func(b *bench, s *Store, r keystore.Record) error {
+			b.away = errSealed
+			must[keystore.Receipt](b.t)(s.Create(b.t.Context(), r))
+			b.away = nil
+			_, err := s.AddState(b.t.Context(), r.Unit, r.Fingerprint, state(keystore.MayBeInSilicon))
+			return err
+		},
+		"sync": func(b *bench, s *Store, r keystore.Record) error {
+			b.away = errSealed
+			must[keystore.Receipt](b.t)(s.Create(b.t.Context(), r))
+			b.away = nil
+			rep, err := s.Sync(b.t.Context())
+			if len(rep.Findings) > 0 {
+				err = fmt.Errorf("%+v", rep)
+			}
+			return err
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			b := newBench(t)
+			s := b.open()
+			first, second := keystoretest.NewRecord(t, keystoretest.Simulated(1)), keystoretest.NewRecord(t, keystoretest.Simulated(1))
+			must[keystore.Receipt](t)(s.Create(t.Context(), first))
+			// While everybody could be asked, a second key is a conflict.
+			if err := s.Reserve(t.Context(), second.Meta()); !errors.Is(err, keystore.ErrConflict) {
+				t.Errorf("nobody was away: %v", err)
+			}
+			b.away = errSealed
+			if metas, err := s.List(t.Context(), first.Unit); !errors.Is(err, keystore.ErrPartial) || len(metas) != 0 {
+				t.Errorf("%+v, %v", metas, err)
+			}
+			b.away = nil
+			if err := call(b, s, second); err != nil {
+				t.Fatal(err)
+			}
+			metas := must[[]keystore.Meta](t)(s.List(t.Context(), first.Unit))
+			if len(metas) != 2 || !metas[0].Superseded() || metas[1].Superseded() || metas[1].Fingerprint != second.Fingerprint {
+				t.Errorf("%+v", metas)
+			}
+			if _, err := s.AddState(t.Context(), first.Unit, first.Fingerprint, state(keystore.MayBeInSilicon)); !errors.Is(err, keystore.ErrState) {
+				t.Errorf("the first key may be burned: %v", err)
+			}
+		})
 	}
 }
 

@@ -43,6 +43,9 @@ func (s *Store) Sync(ctx context.Context) (SyncReport, error) {
 	if err := s.check(ctx); err != nil {
 		return rep, err
 	}
+	if err := s.finishAll(); err != nil {
+		return rep, err
+	}
 	waiting, err := s.waiting()
 	if err != nil {
 		return rep, err
@@ -59,6 +62,16 @@ func (s *Store) Sync(ctx context.Context) (SyncReport, error) {
 		}
 	}
 	return rep, nil
+}
+
+// finishAll moves what a run before this one marked and did not move.
+func (s *Store) finishAll() error {
+	unlock, err := s.spool.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return s.spool.finishAll()
 }
 
 func (s *Store) bring(ctx context.Context, in keystore.Store, e entry, rep *SyncReport) error {
@@ -79,7 +92,7 @@ func (s *Store) bring(ctx context.Context, in keystore.Store, e entry, rep *Sync
 	}
 	// A unit that another station has a key for is a finding, and its sealed record
 	// is uploaded all the same.
-	refused := s.insist(ctx, in, func() error { return claim(ctx, in, e.header.meta) })
+	refused := s.insist(ctx, in, e.header.meta, true, func() error { return claim(ctx, in, e.header.meta) })
 	if outage(ctx, refused) {
 		return refused
 	}
