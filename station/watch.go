@@ -91,3 +91,13 @@ func (h *hub) changed(slot string) {
 		}
 	}
 }
+
+// Changes tells watches of changes, for a station that is not a Station: a double
+// in the tests of a screen. The zero value is ready.
+type Changes struct{ hub hub }
+
+// Watch begins to watch.
+func (c *Changes) Watch() *Watch { return c.hub.watch() }
+
+// Changed marks a slot, or with "" all else.
+func (c *Changes) Changed(slot string) { c.hub.changed(slot) }
