@@ -14,7 +14,9 @@
 package provision
 
 import (
+	"bytes"
 	"context"
+	"crypto/md5" //nolint:gosec // what the ROM computes over its flash, not a signature
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -56,7 +58,9 @@ type Admission struct {
 type Job struct {
 	Recipe *recipe.Recipe
 	Layout *layout.Layout
-	hash   [sha256.Size]byte // over the recipe's meaning and all that goes to flash
+	hash   [sha256.Size]byte         // over the recipe's meaning and all that goes to flash
+	plain  []Hash                    // SHA-256 of the regions' plaintext, in their order
+	blank  map[uint32][md5.Size]byte // MD5 of so many erased bytes, for the ranges that are erased
 }
 
 // NewJob reads the recipe's images and checks everything that needs no chip.
@@ -70,7 +74,14 @@ func NewJob(r *recipe.Recipe) (*Job, error) {
 		return nil, err
 	}
 	rh, lh := r.Hash(), l.Hash()
-	return &Job{Recipe: r, Layout: l, hash: sha256.Sum256(append(rh[:], lh[:]...))}, nil
+	j := &Job{Recipe: r, Layout: l, hash: sha256.Sum256(append(rh[:], lh[:]...)), blank: map[uint32][md5.Size]byte{}}
+	for _, region := range l.Regions {
+		j.plain = append(j.plain, sha256.Sum256(region.Plain))
+	}
+	for _, e := range l.Erase {
+		j.blank[e.Size] = md5.Sum(bytes.Repeat([]byte{0xFF}, int(e.Size))) //nolint:gosec // what the ROM computes over its flash
+	}
+	return j, nil
 }
 
 // Hash stands for the recipe's meaning and all that goes to flash.
@@ -138,10 +149,12 @@ type unit struct {
 	// reserved: the keystore holds a reservation for key, and its record was not
 	// sent yet.
 	reserved bool
-	custody  bool   // confirmed in this run or an earlier one of the same job
-	untold   bool   // the store does not know that the key is in silicon
-	begun    bool   // an entry of this run is in the journal
-	burning  bool   // a one-way act was begun, in this run or an earlier one
+	custody  bool // confirmed in this run or an earlier one of the same job
+	untold   bool // the store does not know that the key is in silicon
+	begun    bool // an entry of this run is in the journal
+	burning  bool // a one-way act was begun, in this run or an earlier one
+	prepared func() prepared
+	repeat   bool   // the flash may hold what is to be written
 	order    string // why the flash is written anew; empty: this is no rework
 	step     int
 	steps    int
@@ -151,9 +164,11 @@ type unit struct {
 // holds the same verdict when it can be written at all.
 func (e *Engine) Run(ctx context.Context, line Line, job *Job) *Result {
 	u := e.newUnit(line, job, len(plannedSteps(e.Store, job)))
-	defer func() { u.key.Wipe() }() // also when an observer panics
+	u.prepared = prepare(job)
+	wipe := func() { u.prepared().key.Wipe() } // the run's key, if it came to have one
+	defer wipe()                               // also when an observer panics
 	err := u.run(ctx)
-	u.key.Wipe()
+	wipe()
 	u.finish(ctx, err)
 	return u.res
 }

@@ -1,13 +1,12 @@
 package provision
 
 import (
-	"bytes"
 	"context"
 	"crypto/md5" //nolint:gosec // what the ROM computes over its flash, not a signature
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/provisiond/provisiond/esp/flashcrypt"
 	"github.com/provisiond/provisiond/esp/rom"
@@ -15,40 +14,76 @@ import (
 	"github.com/provisiond/provisiond/provision/layout"
 )
 
-// writeFlash makes the key, writes every region as ciphertext and proves it, all
-// before the first fuse: a fault here costs nothing.
+// prepared is a key and the ciphertext of all regions under it. They are made
+// while the board is being connected to. The key is nobody's until the unit is
+// admitted, and dies with the run otherwise.
+type prepared struct {
+	key     keystore.Key
+	regions []layout.Ciphertext
+	err     error
+}
+
+// prepare begins to make a key and what goes to flash. The function that it
+// returns waits for them; it may be called more than once.
+func prepare(job *Job) func() prepared {
+	made := make(chan prepared, 1)
+	go func() {
+		var p prepared
+		if p.key, p.err = keystore.Generate(job.Recipe.Model().Scheme); p.err != nil {
+			p.err = stationError(p.err, "the operating system gives no random numbers: stop the station", "no key could be made")
+		} else {
+			p.regions, p.err = encrypt(job, p.key)
+		}
+		made <- p
+	}()
+	return sync.OnceValue(func() prepared { return <-made })
+}
+
+// encrypt makes what goes to flash under a key.
+func encrypt(job *Job, key keystore.Key) (regions []layout.Ciphertext, err error) {
+	err = key.Use(func(b []byte) error {
+		cipher, err := flashcrypt.New(job.Recipe.Model().Scheme, b, flashCryptConfig)
+		if err != nil {
+			return err
+		}
+		defer cipher.Wipe() // it holds a copy of the key
+		regions, err = job.Layout.Encrypt(cipher)
+		return err
+	})
+	return regions, err
+}
+
+// writeFlash gives the unit its key, writes every region as ciphertext and proves
+// it, all before the first fuse: a fault here costs nothing.
 func (u *unit) writeFlash(ctx context.Context) error {
-	key, err := keystore.Generate(u.model.Scheme)
-	if err != nil {
-		return stationError(err, "the operating system gives no random numbers: stop the station", "no key could be made")
+	p := u.prepared()
+	if p.err != nil {
+		return p.err
 	}
-	u.key, u.fp = key, key.Fingerprint()
+	u.key, u.fp = p.key, p.key.Fingerprint()
 	u.res.KeyFingerprint = u.fp.String()
 	if err := u.reserve(ctx); err != nil {
 		return err
 	}
-	return u.writeWithKey(ctx)
+	return u.writeRegions(ctx, p.regions)
 }
 
-// writeWithKey writes every region as ciphertext of the run's key and proves it.
+// writeWithKey writes what goes to flash under the run's key, which the unit has.
 func (u *unit) writeWithKey(ctx context.Context) error {
-	var cipher flashcrypt.Cipher
-	err := u.key.Use(func(b []byte) (err error) {
-		cipher, err = flashcrypt.New(u.model.Scheme, b, flashCryptConfig)
-		return err
-	})
+	regions, err := encrypt(u.job, u.key)
 	if err != nil {
 		return err
 	}
-	defer cipher.Wipe() // it holds a copy of the key
-	regions, err := u.job.Layout.Encrypt(cipher)
-	if err != nil {
-		return err
-	}
+	u.repeat = true // under this key the flash may hold it already
+	return u.writeRegions(ctx, regions)
+}
+
+// writeRegions writes and proves.
+func (u *unit) writeRegions(ctx context.Context, regions []layout.Ciphertext) error {
 	u.noteImages(regions)
 
 	intent := map[string]any{"regions": u.res.Images, "erase": u.job.Layout.Erase, "baud": u.baud()}
-	err = u.do(ctx, stepFlash, intent, func(ctx context.Context) (observed, error) {
+	err := u.do(ctx, stepFlash, intent, func(ctx context.Context) (observed, error) {
 		return u.flashAll(ctx, regions)
 	})
 	if err != nil {
@@ -98,10 +133,10 @@ const flashCryptConfig = 0xF
 
 func (u *unit) noteImages(regions []layout.Ciphertext) {
 	u.res.Images = u.res.Images[:0]
-	for _, r := range regions {
+	for i, r := range regions {
 		u.res.Images = append(u.res.Images, ImageResult{
 			Name: r.Region.Name, Offset: r.Region.Offset, Length: len(r.Data), Encrypted: r.Region.Encrypt,
-			PlaintextSHA256: sha256.Sum256(r.Region.Plain), CiphertextSHA256: Hash(r.SHA256),
+			PlaintextSHA256: u.job.plain[i], CiphertextSHA256: Hash(r.SHA256),
 		})
 	}
 }
@@ -120,6 +155,7 @@ func (u *unit) flashAll(ctx context.Context, regions []layout.Ciphertext) (obser
 		}
 		if err == nil {
 			err = u.flashAt(ctx, regions, total)
+			u.repeat = true
 		}
 		if err == nil {
 			return observed{"baud": baud, "bytes": u.res.BytesWritten}, nil
@@ -186,6 +222,11 @@ func (u *unit) flashAt(ctx context.Context, regions []layout.Ciphertext, total i
 }
 
 func (u *unit) eraseRange(ctx context.Context, step string, e layout.Range, base, total int64) error {
+	if u.repeat && step == stepFlash {
+		if sum, err := u.client.FlashMD5(ctx, e.Offset, e.Size); err == nil && sum == u.job.blank[e.Size] {
+			return nil
+		}
+	}
 	err := u.client.EraseFlash(ctx, e.Offset, e.Size, func(n, _ uint32) { u.emit(step, base+int64(n), total, "erase "+e.Name) })
 	if err != nil {
 		return fmt.Errorf("erase %s at 0x%x: %w", e.Name, e.Offset, err)
@@ -193,15 +234,51 @@ func (u *unit) eraseRange(ctx context.Context, step string, e layout.Range, base
 	return nil
 }
 
+// repeatBlock is what a repeat compares at once, so that it writes little that is
+// right already: a block of the flash's own.
+const repeatBlock = 64 << 10
+
+// writeRegion writes a region; in a repeat only the blocks of it that are not right.
 func (u *unit) writeRegion(ctx context.Context, step string, r layout.Ciphertext, base, total int64) error {
+	if !u.repeat {
+		return u.writePart(ctx, step, r, 0, len(r.Data), base, total)
+	}
+	from := -1 // of what is to be written
+	for at := 0; ; at += repeatBlock {
+		end := min(at+repeatBlock, len(r.Data))
+		wrong := false
+		if at < len(r.Data) {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			sum, err := u.client.FlashMD5(ctx, r.Region.Offset+uint32(at), uint32(end-at))
+			wrong = err != nil || sum != md5.Sum(r.Data[at:end]) //nolint:gosec // see the import
+		}
+		switch {
+		case wrong && from < 0:
+			from = at
+		case !wrong && from >= 0:
+			if err := u.writePart(ctx, step, r, from, min(at, len(r.Data)), base, total); err != nil {
+				return err
+			}
+			from = -1
+		}
+		if at >= len(r.Data) {
+			return nil
+		}
+		u.emit(step, base+int64(end), total, "compare "+r.Region.Name)
+	}
+}
+
+func (u *unit) writePart(ctx context.Context, step string, r layout.Ciphertext, from, to int, base, total int64) error {
 	last := 0
-	err := u.client.WriteFlash(ctx, r.Region.Offset, r.Data, func(n, _ int) {
+	err := u.client.WriteFlash(ctx, r.Region.Offset+uint32(from), r.Data[from:to], func(n, _ int) {
 		u.res.BytesWritten += int64(max(n-last, 0))
 		last = n
-		u.emit(step, base+int64(n), total, "write "+r.Region.Name)
+		u.emit(step, base+int64(from+n), total, "write "+r.Region.Name)
 	})
 	if err != nil {
-		return fmt.Errorf("write %s at 0x%x: %w", r.Region.Name, r.Region.Offset, err)
+		return fmt.Errorf("write %s at 0x%x: %w", r.Region.Name, r.Region.Offset+uint32(from), err)
 	}
 	return nil
 }
@@ -235,6 +312,7 @@ func (u *unit) verifyAll(ctx context.Context, regions []layout.Ciphertext) (obse
 				return nil, err
 			}
 		}
+		u.repeat = true
 		for _, r := range bad {
 			if err := u.writeRegion(ctx, stepVerify, r, 0, int64(len(r.Data))); err != nil {
 				return nil, err
@@ -269,7 +347,7 @@ func (u *unit) wrongRegions(ctx context.Context, regions []layout.Ciphertext) ([
 func (u *unit) notErased(ctx context.Context) ([]layout.Range, error) {
 	var full []layout.Range
 	for _, e := range u.job.Layout.Erase {
-		ok, err := u.flashHolds(ctx, e.Offset, e.Size, md5.Sum(bytes.Repeat([]byte{0xFF}, int(e.Size)))) //nolint:gosec // see the import
+		ok, err := u.flashHolds(ctx, e.Offset, e.Size, u.job.blank[e.Size])
 		if err != nil {
 			return nil, err
 		}
