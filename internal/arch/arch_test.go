@@ -40,6 +40,9 @@ var may = map[string][]string{
 	// What operators edit; only the files' text.
 	"configs/vault": {},
 
+	// What the service manager and udev read; only files and their tests.
+	"systemd": {},
+
 	"esp":          onBase("esp"),
 	"efuse":        onBase("esp", "efuse"),
 	"keystore":     onBase("configs/vault", "esp", "keystore"),
