@@ -15,11 +15,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -42,7 +44,10 @@ type Server struct {
 type Node struct {
 	Addr   string // https://127.0.0.1:port
 	Audit  string // its audit file, once EnableAudit was called
+	Net    *Link  // what the other nodes use, if there are Links
+	Far    *Link  // for clients, if there are Links
 	dir    string
+	disk   diskKind
 	config string
 	bin    string
 	s      *Server
@@ -59,10 +64,16 @@ type options struct {
 	raft  bool
 	nodes int
 	extra string
+	disks bool
+	links bool
 }
 
 // Extra adds lines to the configuration file of every node.
 func Extra(hcl string) Option { return func(o *options) { o.extra += hcl + "\n" } }
+
+// Links puts a Link before every node, Node.Net between the nodes and Node.Far
+// for clients that are far away.
+func Links() Option { return func(o *options) { o.links = true } }
 
 // New starts one server that keeps everything in memory.
 func New(t testing.TB, opts ...Option) *Server { return start(t, options{nodes: 1}, opts) }
@@ -99,7 +110,7 @@ func start(t testing.TB, o options, opts []Option) *Server {
 	bin := Binary(t)
 	s := &Server{CA: NewCA(t)}
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.CA.Pool(), MinVersion: tls.VersionTLS12}}
-	s.http = &http.Client{Transport: tr, Timeout: 30 * time.Second}
+	s.http = &http.Client{Transport: tr}
 	t.Cleanup(tr.CloseIdleConnections)
 	cert, key := s.CA.Issue(t, "vault")
 	for i := range o.nodes {
@@ -119,13 +130,7 @@ func start(t testing.TB, o options, opts []Option) *Server {
 		if i == 0 && o.nodes > 1 {
 			// A node votes ten seconds after it joined, unless told otherwise. The
 			// first node is not active at once.
-			Eventually(t, 120*time.Second, "autopilot", func() error {
-				status, body, err := s.Do(n, s.Root, http.MethodPost, "sys/storage/raft/autopilot/configuration", map[string]any{"server_stabilization_time": "1s"})
-				if err == nil && status >= 300 {
-					err = fmt.Errorf("%d %v", status, body)
-				}
-				return err
-			})
+			s.must(t, n, s.Root, http.MethodPost, "sys/storage/raft/autopilot/configuration", map[string]any{"server_stabilization_time": "1s"})
 		}
 	}
 	if o.nodes > 1 {
@@ -140,6 +145,14 @@ func newNode(t testing.TB, s *Server, o options, i int, bin, cert, key string) *
 	api, cluster := freePort(t, host), freePort(t, host)
 	dir := t.TempDir()
 	n := &Node{Addr: "https://" + api, dir: dir, bin: bin, s: s, config: filepath.Join(dir, "vault.hcl")}
+	if o.disks {
+		n.makeDisk(t)
+	}
+	advertised := cluster
+	if o.links {
+		n.Far, n.Net = newLink(t, host, api), newLink(t, host, cluster)
+		advertised = n.Net.Addr
+	}
 	storage := `storage "inmem" {}`
 	if o.raft {
 		storage = fmt.Sprintf("storage \"raft\" {\n  path = %q\n  node_id = \"node%d\"\n  performance_multiplier = 1\n}", dir, i+1)
@@ -156,21 +169,31 @@ cluster_addr  = "https://%s"
 disable_mlock = true
 log_level     = "info"
 %s
-`, storage, api, cluster, cert, key, n.Addr, cluster, o.extra)
+`, storage, api, cluster, cert, key, n.Addr, advertised, o.extra)
 	if err := os.WriteFile(n.config, []byte(hcl), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return n
 }
 
+// Ports that the system does not give to outgoing connections: such a one would
+// take the port of a node that is down for a moment.
+const firstPort, lastPort = 12000, 32000
+
 func freePort(t testing.TB, host string) string {
 	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", host+":0")
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range 100 {
+		port := firstPort + rand.N(lastPort-firstPort) //nolint:gosec // no secret
+		var l net.Listener
+		l, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+		if err == nil {
+			defer func() { _ = l.Close() }()
+			return l.Addr().String()
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	t.Fatal(err)
+	return ""
 }
 
 // Start starts the process and waits until it answers. It stays sealed.
@@ -183,8 +206,14 @@ func (n *Node) Start(t testing.TB) {
 	defer func() { _ = log.Close() }()
 	cmd := exec.Command(n.bin, "server", "-config="+n.config) //nolint:noctx // Kill ends it
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Dir = n.dir
 	cmd.Env = []string{"HOME=" + n.dir, "PATH=" + os.Getenv("PATH")}
 	cmd.SysProcAttr = dieWithParent()
+	if n.disk == diskReal {
+		if err := withDisk(cmd); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +222,7 @@ func (n *Node) Start(t testing.TB) {
 	n.mu.Lock()
 	n.cmd, n.done = cmd, done
 	n.mu.Unlock()
-	Eventually(t, 120*time.Second, "server "+n.Addr+" answers", func() error {
+	Eventually(t, patience, "server "+n.Addr+" answers", func() error {
 		select {
 		case <-done:
 			t.Fatalf("vault server ended:\n%s", n.Log())
@@ -240,14 +269,8 @@ func (n *Node) Kill() {
 // lead, and answers from a cache that others have written behind.
 func (n *Node) Unseal(t testing.TB) {
 	t.Helper()
-	Eventually(t, 120*time.Second, "unseal of "+n.Addr, func() error {
-		status, body, err := n.s.Do(n, "", http.MethodPost, "sys/unseal", map[string]any{"key": n.s.unseal})
-		if err == nil && status != http.StatusOK {
-			err = fmt.Errorf("%d %v", status, body)
-		}
-		return err
-	})
-	Eventually(t, 240*time.Second, n.Addr+" is unsealed", func() error {
+	n.s.must(t, n, "", http.MethodPost, "sys/unseal", map[string]any{"key": n.s.unseal})
+	Eventually(t, patience, n.Addr+" is unsealed", func() error {
 		status, _, err := n.s.Do(n, "", http.MethodGet, "sys/health?standbyok=true", nil)
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("health is %d", status)
@@ -259,7 +282,14 @@ func (n *Node) Unseal(t testing.TB) {
 // Seal seals the node.
 func (n *Node) Seal(t testing.TB) {
 	t.Helper()
-	n.s.must(t, n, n.s.Root, http.MethodPost, "sys/seal", nil)
+	Eventually(t, patience, n.Addr+" is sealed", func() error {
+		_, _, err := n.s.Do(n, n.s.Root, http.MethodPost, "sys/seal", nil)
+		_, body, serr := n.s.Do(n, "", http.MethodGet, "sys/seal-status", nil)
+		if serr == nil && body["sealed"] == true {
+			return nil
+		}
+		return errors.Join(err, serr, fmt.Errorf("%v", body))
+	})
 }
 
 // StepDown makes the node give up being the leader.
@@ -288,24 +318,48 @@ func (s *Server) Addrs() []string {
 func (s *Server) Leader(t testing.TB) *Node {
 	t.Helper()
 	var leader *Node
-	Eventually(t, 240*time.Second, "a leader", func() error {
-		for _, n := range s.Nodes {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-			status, _, err := s.do(ctx, n, "", http.MethodGet, "sys/health", nil)
-			cancel()
-			if err == nil && status == http.StatusOK {
-				leader = n
-				return nil
-			}
-		}
-		return errors.New("no node is active")
+	Eventually(t, patience, "a leader", func() (err error) {
+		leader, err = s.first(func(ctx context.Context, n *Node) error { return s.leads(ctx, n) })
+		return err
 	})
 	return leader
 }
 
+func (s *Server) leads(ctx context.Context, n *Node) error {
+	status, _, err := s.do(ctx, n, "", http.MethodGet, "sys/health", nil)
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("health of %s is %d", n.Addr, status)
+	}
+	return err
+}
+
+// first asks all nodes at once, since one may be paused, and gives the one that
+// has no error first. After five seconds it gives up.
+func (s *Server) first(ask func(context.Context, *Node) error) (*Node, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	type answer struct {
+		n   *Node
+		err error
+	}
+	answers := make(chan answer, len(s.Nodes))
+	for _, n := range s.Nodes {
+		go func() { answers <- answer{n, ask(ctx, n)} }()
+	}
+	var errs []error
+	for range s.Nodes {
+		a := <-answers
+		if a.err == nil {
+			return a.n, nil
+		}
+		errs = append(errs, a.err)
+	}
+	return nil, errors.Join(errs...)
+}
+
 func (s *Server) awaitVoters(t testing.TB, n int) {
 	t.Helper()
-	Eventually(t, 240*time.Second, "all nodes vote", func() error {
+	Eventually(t, patience, "all nodes vote", func() error {
 		_, body, err := s.Do(s.Node, s.Root, http.MethodGet, "sys/storage/raft/configuration", nil)
 		if err != nil {
 			return err
@@ -317,7 +371,7 @@ func (s *Server) awaitVoters(t testing.TB, n int) {
 		return nil
 	})
 	for _, node := range s.Nodes {
-		Eventually(t, 120*time.Second, node.Addr+" knows the leader", func() error {
+		Eventually(t, patience, node.Addr+" knows the leader", func() error {
 			_, body, err := s.Do(node, "", http.MethodGet, "sys/leader", nil)
 			if addr, _ := body["leader_address"].(string); err != nil || addr == "" {
 				return fmt.Errorf("%v %w", body, err)
@@ -339,31 +393,45 @@ func (s *Server) EnableAudit(t testing.TB, path string) string {
 	return path
 }
 
-// Writes asks the node that leads at this moment to write an entry, within two
-// seconds: whether the cluster works, as its own client sees it.
-func (s *Server) Writes(path string, body any) error {
-	err := errors.New("no node is active")
-	for _, n := range s.Nodes {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		status, _, herr := s.do(ctx, n, "", http.MethodGet, "sys/health", nil)
-		if herr == nil && status == http.StatusOK {
-			var out map[string]any
-			status, out, err = s.do(ctx, n, s.Root, http.MethodPut, path, body)
-			if err == nil && status >= 300 {
-				err = fmt.Errorf("%d %v", status, out)
-			}
+// AwaitWrites waits until the cluster writes, and gives the time at which it did.
+// It asks without a pause of more than 20 ms, since it measures.
+func (s *Server) AwaitWrites(t testing.TB, path func(try int) string, body any) time.Time {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	var err error
+	end := time.Now().Add(patience)
+	for try := 0; time.Now().Before(end); try++ {
+		if err = s.Writes(path(try), body); err == nil {
+			return time.Now()
 		}
-		cancel()
-		if err == nil {
-			return nil
-		}
+		<-tick.C
 	}
+	t.Fatalf("the cluster does not write: %v", err)
+	return time.Time{}
+}
+
+// Writes asks the node that leads at this moment to write an entry: whether the
+// cluster works, as its own client sees it.
+func (s *Server) Writes(path string, body any) error {
+	_, err := s.first(func(ctx context.Context, n *Node) error {
+		if err := s.leads(ctx, n); err != nil {
+			return err
+		}
+		status, out, err := s.do(ctx, n, s.Root, http.MethodPut, path, body)
+		if err == nil && status >= 300 {
+			err = fmt.Errorf("%d %v", status, out)
+		}
+		return err
+	})
 	return err
 }
 
 // Do sends one request and gives status and body.
 func (s *Server) Do(n *Node, token, method, path string, body any) (int, map[string]any, error) {
-	return s.do(context.Background(), n, token, method, path, body)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return s.do(ctx, n, token, method, path, body)
 }
 
 func (s *Server) do(ctx context.Context, n *Node, token, method, path string, body any) (int, map[string]any, error) {
@@ -403,12 +471,27 @@ func (s *Server) Must(t testing.TB, method, path string, body any) map[string]an
 	return s.must(t, s.Node, s.Root, method, path, body)
 }
 
-func (s *Server) must(t testing.TB, n *Node, token, method, path string, body any) map[string]any {
+// must asks again while the server is busy with itself: a young one, and one of a
+// cluster that chooses its leader, answer with 5xx for a moment. What got no
+// answer at all may have been done and is asked again only if it was not sent.
+func (s *Server) must(t testing.TB, n *Node, token, method, path string, body any) (out map[string]any) {
 	t.Helper()
-	status, out, err := s.Do(n, token, method, path, body)
-	if err != nil || status >= 300 {
-		t.Fatalf("%s %s: %d %v %v", method, path, status, out, err)
-	}
+	Eventually(t, patience, method+" "+path, func() error {
+		status, answer, err := s.Do(n, token, method, path, body)
+		var op *net.OpError
+		switch {
+		case errors.As(err, &op) && op.Op == "dial":
+			return err
+		case err != nil:
+			t.Fatalf("%s %s: %v", method, path, err)
+		case status >= 500:
+			return fmt.Errorf("%d %v", status, answer)
+		case status >= 300:
+			t.Fatalf("%s %s: %d %v", method, path, status, answer)
+		}
+		out = answer
+		return nil
+	})
 	return out
 }
 
@@ -419,13 +502,20 @@ func (s *Server) Token(t testing.TB, policies ...string) string {
 	return out["auth"].(map[string]any)["client_token"].(string) //nolint:forcetypeassert // a test
 }
 
-// Eventually asks until f has no error. It is for other processes, whose
-// events cannot be awaited.
+// patience is how long anything may take on a machine that does a lot else. It
+// is no measure of anything: what hangs ends the test, and nothing else does.
+const patience = 5 * time.Minute
+
+// Eventually asks until f has no error, more and more seldom. It is for other
+// processes, whose events cannot be awaited.
 func Eventually(t testing.TB, limit time.Duration, what string, f func() error) {
 	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(limit); ; <-tick.C {
+	const first, last = 10 * time.Millisecond, 250 * time.Millisecond
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	wait := first
+	for end := time.Now().Add(limit); ; {
+		<-timer.C
 		err := f()
 		if err == nil {
 			return
@@ -433,6 +523,8 @@ func Eventually(t testing.TB, limit time.Duration, what string, f func() error) 
 		if time.Now().After(end) {
 			t.Fatalf("%s: not within %s: %v", what, limit, err)
 		}
+		timer.Reset(wait)
+		wait = min(wait+wait/4, last)
 	}
 }
 

@@ -57,3 +57,57 @@ func TestClusterSurvivesItsLeader(t *testing.T) {
 		return err
 	})
 }
+
+// TestSmallDisk: a full disk fails every request, also when it was filled while
+// the server writes; with room again the server goes on by itself.
+func TestSmallDisk(t *testing.T) {
+	s := vaulttest.New(t, vaulttest.SmallDisks())
+	s.EnableAudit(t, vaulttest.AuditPath)
+	works := func(want bool) {
+		t.Helper()
+		vaulttest.Eventually(t, time.Minute, fmt.Sprintf("the server works: %v", want), func() error {
+			status, body, err := s.Do(s.Node, s.Root, http.MethodGet, "sys/mounts", nil)
+			if err == nil && (status == http.StatusOK) != want {
+				err = fmt.Errorf("%d %v", status, body)
+			}
+			return err
+		})
+	}
+	works(true)
+	for range 2 {
+		s.FillDisk(t)
+		works(false)
+		s.FreeDisk(t)
+		works(true)
+	}
+	s.FillDisk(t)
+	s.Kill()
+	s.FreeDisk(t)
+}
+
+// TestLinks: what goes through a slow link takes its time, in both directions,
+// and a link to a server that is gone ends.
+func TestLinks(t *testing.T) {
+	s := vaulttest.New(t, vaulttest.Links())
+	ask := func() (time.Duration, error) {
+		start := time.Now()
+		_, _, err := s.Do(&vaulttest.Node{Addr: "https://" + s.Far.Addr}, "", http.MethodGet, "sys/seal-status", nil)
+		return time.Since(start), err
+	}
+	if _, err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	s.Far.Slow(200*time.Millisecond, 0)
+	if took, err := ask(); err != nil || took < 200*time.Millisecond { // half of the delay at least, twice
+		t.Errorf("%s, %v", took, err)
+	}
+	s.Far.Slow(0, 1000)
+	if took, err := ask(); err != nil || took < 300*time.Millisecond { // some 100 bytes out and 300 back
+		t.Errorf("%s, %v", took, err)
+	}
+	s.Far.Slow(0, 0)
+	s.Kill()
+	if _, err := ask(); err == nil {
+		t.Error("a dead server answers")
+	}
+}

@@ -19,7 +19,7 @@ import (
 // wantHealth asks until the state is there: servers change theirs in the background.
 func wantHealth(t *testing.T, s *Store, want HealthState, word string) {
 	t.Helper()
-	vaulttest.Eventually(t, 30*time.Second, "health "+string(want), func() error {
+	vaulttest.Eventually(t, 5*time.Minute, "health "+string(want), func() error {
 		h := s.Health(t.Context())
 		if h.State != want || !strings.Contains(h.Words, word) {
 			return fmt.Errorf("it is %v", h)
@@ -36,10 +36,11 @@ func (x *site) impatient(t *testing.T, role Role) *Store {
 	t.Helper()
 	cfg := x.config(t, x.token(t, role))
 	cfg.Patience, cfg.Timeout = Duration(300*time.Millisecond), Duration(time.Second)
-	s, err := Open(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var s *Store
+	vaulttest.Eventually(t, 5*time.Minute, "the store opens", func() (err error) { // on a busy machine not at once
+		s, err = Open(t.Context(), cfg)
+		return err
+	})
 	t.Cleanup(func() { _ = s.Close() })
 	return s
 }
@@ -159,7 +160,7 @@ func TestHealthOfACluster(t *testing.T) {
 			n.Signal(syscall.SIGSTOP)
 		}
 	}
-	vaulttest.Eventually(t, 30*time.Second, "trouble is seen", func() error {
+	vaulttest.Eventually(t, 5*time.Minute, "trouble is seen", func() error {
 		if h := s.Health(t.Context()); h.State != NoQuorum && h.State != NoLeader {
 			return fmt.Errorf("it is %v", h)
 		}
