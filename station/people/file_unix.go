@@ -3,6 +3,7 @@
 package people
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -51,7 +52,7 @@ func keepOwner(f *os.File, like fs.FileInfo) error {
 func lock(f *os.File) error {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if err != unix.EINTR { //nolint:errorlint // an errno as the system call gave it
+		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

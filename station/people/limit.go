@@ -115,8 +115,8 @@ func (f *failures) take() {
 	f.until = 0
 }
 
-// entry finds or makes the failures of a key. A full map loses the ones that
-// were quiet for the longest time.
+// entry finds or makes the failures of a key. A full map loses the one that was
+// quiet for the longest time, of a few that are looked at.
 func entry[K comparable](m map[K]*failures, key K, now time.Duration, most int) *failures {
 	if f := m[key]; f != nil {
 		if now-f.quiet() > forgetAfter {
@@ -125,11 +125,15 @@ func entry[K comparable](m map[K]*failures, key K, now time.Duration, most int) 
 		return f
 	}
 	if len(m) >= most {
+		const few = 16 // of a map, the first ones are any ones
 		var oldest K
-		first := true
+		n := 0
 		for k, f := range m {
-			if first || f.quiet() < m[oldest].quiet() {
-				oldest, first = k, false
+			if n == 0 || f.quiet() < m[oldest].quiet() {
+				oldest = k
+			}
+			if n++; n == few {
+				break
 			}
 		}
 		delete(m, oldest)
