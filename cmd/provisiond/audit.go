@@ -149,11 +149,18 @@ func (c *auditUnitCmd) certificate(a *app, j *openedJournal, mac chip.MAC) ([]by
 	if err != nil {
 		return nil, journalFailure(path, err)
 	}
+	made, _ := j.Head()
 	log := qa.Log{
 		Unit: j.Unit, Entries: j.Entries, Checkpoint: checkpoint.Note,
 		Prove: func(index, size uint64) ([]journal.Hash, error) { return j.Prove(index, size) },
 	}
 	cert, err := qa.NewCertificate(a.ctx, log, mac, signer)
+	if err != nil && j.live && checkpoint.Size < made {
+		return nil, &provision.Failure{
+			Cause: provision.CauseJournal, Reason: "the certificate cannot be made yet",
+			NextStep: "the station signs a checkpoint at most ten seconds after an entry: try again then", Err: err,
+		}
+	}
 	if err != nil {
 		return nil, journalFailure(path, err)
 	}

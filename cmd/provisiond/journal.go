@@ -356,6 +356,10 @@ func printRebuilt(a *app, path string, r journal.Rebuilt, asJSON bool) error {
 // journalFailure is exit code 13, but for a cancel. The journal's own errors tell
 // the next step in their text; the ones that a script may act on have it apart.
 func journalFailure(path string, err error) error {
+	var u *usageError
+	if errors.As(err, &u) {
+		return err
+	}
 	f := &provision.Failure{Cause: provision.CauseJournal, Reason: "the journal cannot be used", Err: err}
 	switch st, serr := os.Stat(path); {
 	case errors.Is(err, context.Canceled):

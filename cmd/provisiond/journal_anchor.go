@@ -18,8 +18,7 @@ type journalKeeping struct {
 	Anchor     string `help:"A folder elsewhere that keeps the signed checkpoints; the journal must agree with it." placeholder:"DIR"`
 }
 
-// open opens the journal, looked at by a child process first.
-func (k journalKeeping) open(a *app, path string) (*journal.Journal, error) {
+func (k journalKeeping) openPlain(a *app, path string) (*journal.Journal, error) {
 	options := []journal.Option{journal.WithContext(a.ctx), journal.WithProber(prober())}
 	if k.SigningKey != "" {
 		options = append(options, journal.WithKeyFile(k.SigningKey))
@@ -31,7 +30,12 @@ func (k journalKeeping) open(a *app, path string) (*journal.Journal, error) {
 		}
 		options = append(options, journal.WithAnchor(anchor))
 	}
-	j, err := journal.Open(path, options...)
+	return journal.Open(path, options...)
+}
+
+// open opens the journal, looked at by a child process first.
+func (k journalKeeping) open(a *app, path string) (*journal.Journal, error) {
+	j, err := k.openPlain(a, path)
 	if err != nil {
 		return nil, journalFailure(path, err)
 	}
@@ -41,24 +45,20 @@ func (k journalKeeping) open(a *app, path string) (*journal.Journal, error) {
 
 // openForReading is open for commands that can do with a copy too.
 func (k journalKeeping) openForReading(a *app, path string) (*openedJournal, error) {
-	j, err := k.open(a, path)
-	if errors.Is(err, journal.ErrLocked) {
-		if k.Anchor != "" {
+	return readJournalWith(a, path, func() (*journal.Journal, error) {
+		j, err := k.openPlain(a, path)
+		if errors.Is(err, journal.ErrLocked) && k.Anchor != "" {
 			a.note("the anchor is not looked at while another process has the journal: that process does it")
 		}
-		return readCopy(a, path)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return &openedJournal{Journal: j, path: path}, nil
+		return j, err
+	})
 }
 
 // anchor is the folder for the station that the journal is of.
 func (k journalKeeping) anchor(ctx context.Context, path string) (journal.Anchor, error) {
 	info, err := journal.Peek(ctx, path)
 	if err != nil {
-		return nil, journalFailure(path, err)
+		return nil, err
 	}
 	return k.anchorOf(info.Station)
 }

@@ -39,6 +39,7 @@ type cli struct {
 	Journal   journalCmd   `cmd:"" help:"Make, show and verify a journal."`
 	Keystore  keystoreCmd  `cmd:"" help:"Make and describe a local keystore."`
 	Audit     auditCmd     `cmd:"" help:"Certificates, lot reports and reconciliation, for quality assurance."`
+	People    peopleCmd    `cmd:"" help:"Keep the file of who may do what at a station."`
 	Version   versionCmd   `cmd:"" help:"Show the version."`
 
 	LogLevel string `help:"What goes to the log: debug, info, warn or error." enum:"debug,info,warn,error" default:"warn"`

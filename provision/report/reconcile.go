@@ -300,7 +300,9 @@ func (r *Reconciler) burned(u unitRow, units []unitRow, keys []keyRow) {
 	i := slices.IndexFunc(keys, func(k keyRow) bool { return k.fp == u.fp })
 	if i < 0 {
 		switch {
-		case u.burned == 0 && !passed: // never burned: custody may have failed
+		case u.burned == 0 && (!passed || slices.ContainsFunc(units, func(o unitRow) bool { return o.burned != 0 })):
+			// Never burned: custody may have failed, or the process ended before it, and
+			// what passed is another key.
 		case slices.ContainsFunc(keys, keyRow.counts):
 			r.ofUnit(FingerprintDiffers, u, "the journal says that this key was burned, and the keystore has another one")
 		default:

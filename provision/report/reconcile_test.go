@@ -126,6 +126,12 @@ func TestReconcile(t *testing.T) {
 			w.a.run(run{mac: mac(9), verdict: provision.Pass, key: 1})
 			w.record(w.a, mac(9), 1, keystore.InSilicon, at)
 		}, nil, ""},
+		"killed before custody was taken": {func(w *world) {
+			w.a.run(run{mac: mac(9), stop: "custody"})
+			at := w.a.now
+			w.a.run(run{mac: mac(9), verdict: provision.Pass, key: 1})
+			w.record(w.a, mac(9), 1, keystore.InSilicon, at)
+		}, nil, ""},
 		"rework": {func(w *world) {
 			w.a.add("A1", mac(1), "", StepRework, journal.KindOperator, map[string]any{"operator": "grace", "reason": "new firmware"})
 			w.a.run(run{mac: mac(1), verdict: provision.Pass})

@@ -1,0 +1,262 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/provision"
+	"github.com/provisiond/provisiond/provision/journal"
+)
+
+// killPoint is when a provisiond is killed: when an entry has been written, and a
+// moment later.
+type killPoint struct {
+	step  string
+	kind  journal.Kind
+	after time.Duration
+}
+
+func (k killPoint) String() string {
+	return fmt.Sprintf("%s %s + %v", k.kind, k.step, k.after.Round(time.Millisecond))
+}
+
+// killPoints are two ways through a run: at the intents, when the act is about to
+// begin, and at the observations, when the next step is. Between them are random
+// moments, by which a burn may be in its middle.
+func killPoints(observed bool, rnd *rand.Rand) []killPoint {
+	moment := func(n int) time.Duration { return time.Duration(rnd.IntN(n*1000)) * time.Microsecond }
+	kind, steps := journal.KindIntent, []string{"flash", "custody", "burn-key", "protect-key", "burn-lockdown", "enable-encryption", "boot-check", "write-protect"}
+	between := map[string]killPoint{ // before these; each of a step that comes again
+		"custody":     {"flash", journal.KindIntent, moment(150)},
+		"protect-key": {"burn-key", journal.KindIntent, moment(60)},
+		"boot-check":  {"enable-encryption", journal.KindIntent, moment(60)},
+	}
+	if observed {
+		kind, steps = journal.KindObserved, []string{"plan", "flash", "verify-flash", "custody", "burn-key", "protect-key", "enable-encryption"}
+		between = map[string]killPoint{
+			"verify-flash": {"flash", journal.KindIntent, moment(150)},
+			"burn-key":     {"custody", journal.KindIntent, moment(60)},
+		}
+	}
+	var out []killPoint
+	for _, s := range steps {
+		if p, ok := between[s]; ok {
+			out = append(out, p)
+		}
+		out = append(out, killPoint{s, kind, 0})
+	}
+	return out
+}
+
+// TestKill9 kills a provisiond in a process of its own, with a board in another
+// one at the end of a PTY, again and again over a whole run, and starts the same
+// command again each time. At the end the unit has passed, and journal and
+// keystore tell one story.
+func TestKill9(t *testing.T) {
+	t.Parallel()
+	for _, name := range chip.Names() {
+		for way, observed := range map[string]bool{"intents": false, "observations": true} {
+			t.Run(name+"/"+way, func(t *testing.T) {
+				t.Parallel()
+				seed := rand.Uint64() //nolint:gosec // told when it fails
+				killRun(t, name, killPoints(observed, rand.New(rand.NewPCG(seed, 9))), seed)
+			})
+		}
+	}
+}
+
+func killRun(t *testing.T, name string, points []killPoint, seed uint64) {
+	dir := t.TempDir()
+	tty := filepath.Join(dir, "tty")
+	s := startSimIn(t, dir, name, "--pty", tty)
+	awaitFile(t, tty)
+	b := newBench(t, name, "hybrid", 921600)
+	args := b.provisionArgs([]string{"--port", tty, "--reset-command", s.resetCommand()}, "--json", "--operator", "ada")
+
+	kills := 0
+	var finished bool
+	for _, p := range points {
+		if finished = !b.killAt(p, args); finished {
+			break
+		}
+		kills++
+	}
+	var last provision.Result
+	for try := 1; last.Verdict != provision.Pass && !last.FinishedBefore; try++ {
+		stdout, stderr, code := b.runAny(args)
+		if err := json.Unmarshal(stdout, &struct {
+			*provision.Result
+			PlanSHA256 string `json:"plan_sha256"`
+			Images     any    `json:"images"`
+		}{Result: &last}); err != nil {
+			t.Fatalf("seed %d: exit code %d: %v\n%s%s", seed, code, err, stdout, stderr)
+		}
+		if last.Verdict == provision.Quarantined || try == 4 {
+			t.Fatalf("seed %d: after %d kills: %s: %s", seed, kills, last.Verdict, last.Reason)
+		}
+	}
+	t.Logf("%d kills", kills)
+	if finished {
+		t.Errorf("only %d of %d kills: seed %d", kills, len(points), seed)
+	}
+	b.run(0, "journal", "verify", b.jrn, "--public-key", journal.PublicKeyPath(b.jrn))
+	stdout, _ := b.run(0, "keystore", "check", b.keys, "--identity", b.keys+".identity")
+	if !regexp.MustCompile(` 0 findings`).MatchString(stdout) {
+		t.Error(stdout)
+	}
+	stdout, _ = b.run(0, "keystore", "describe", b.keys, "--json")
+	var keys struct {
+		Records []struct {
+			State       string
+			Fingerprint string `json:"key_fingerprint"`
+		}
+	}
+	if err := json.Unmarshal([]byte(stdout), &keys); err != nil {
+		t.Fatal(err)
+	}
+	alive := 0
+	for _, r := range keys.Records {
+		switch r.State {
+		case "in-silicon":
+			alive++
+			if !finished && r.Fingerprint != last.KeyFingerprint {
+				t.Errorf("the unit has key %s and the keystore says %s", last.KeyFingerprint, r.Fingerprint)
+			}
+		case "superseded":
+		default:
+			t.Errorf("a key is %s", r.State)
+		}
+	}
+	if alive != 1 {
+		t.Errorf("%d keys are in silicon: seed %d\n%s", alive, seed, stdout)
+	}
+	stdout, _ = b.run(0, "audit", "reconcile", "--journal", b.jrn, "--keystore", b.keys)
+	t.Logf("%d keys that never reached the chip; %s", len(keys.Records)-alive, stdout)
+}
+
+// runAny runs provisiond to its end, whatever it comes to.
+func (b *bench) runAny(args []string) (stdout, stderr []byte, code int) {
+	b.t.Helper()
+	var out, errOut bytes.Buffer
+	cmd := exec.CommandContext(b.t.Context(), theBinary(b.t), args...)
+	cmd.Stdout, cmd.Stderr, cmd.Dir = &out, &errOut, b.dir
+	var ee *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &ee) {
+		b.t.Fatal(err)
+	}
+	return out.Bytes(), errOut.Bytes(), cmd.ProcessState.ExitCode()
+}
+
+// killAt starts provisiond and kills it at the point. It reports whether it was
+// still running then.
+func (b *bench) killAt(p killPoint, args []string) bool {
+	b.t.Helper()
+	w := watchFile(b.t, journal.CopyPath(b.jrn))
+	defer w.close()
+	var out bytes.Buffer
+	cmd := exec.Command(theBinary(b.t), args...)
+	cmd.Stdout, cmd.Stderr, cmd.Dir = &out, &out, b.dir
+	if err := cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	defer func() { _ = cmd.Process.Kill(); <-ended }()
+	for {
+		select {
+		case line := <-w.lines:
+			var e struct{ Step, Kind string }
+			if err := json.Unmarshal(line, &e); err != nil {
+				b.t.Errorf("the copy has %q: %v", line, err)
+			}
+			if e.Step != p.step || e.Kind != string(p.kind) {
+				continue
+			}
+		case <-ended:
+			b.t.Errorf("%v never came:\n%s", p, &out)
+			return false
+		case <-time.After(hang):
+			b.t.Fatalf("%v never came, and it runs on", p)
+		}
+		break
+	}
+	if p.after > 0 {
+		select {
+		case <-time.After(p.after):
+		case <-ended:
+		}
+	}
+	err := cmd.Process.Kill() // SIGKILL
+	<-ended
+	return err == nil && !cmd.ProcessState.Exited()
+}
+
+// watched gives the lines that are appended to a file, as they come.
+type watched struct {
+	lines chan []byte
+	note  *os.File
+}
+
+// watchFile begins at the file's end.
+func watchFile(t *testing.T, path string) *watched {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &watched{lines: make(chan []byte, 1024), note: os.NewFile(uintptr(fd), "inotify")}
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_MODIFY); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Seek(0, io.SeekEnd); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer func() { _ = f.Close() }()
+		var rest []byte
+		events := make([]byte, 4096)
+		for {
+			if _, err := w.note.Read(events); err != nil {
+				return // closed
+			}
+			more, err := io.ReadAll(f)
+			if err != nil {
+				return
+			}
+			rest = append(rest, more...)
+			for {
+				line, after, ok := bytes.Cut(rest, []byte("\n"))
+				if !ok {
+					break
+				}
+				select {
+				case w.lines <- bytes.Clone(line):
+				default: // nobody reads any more
+				}
+				rest = after
+			}
+		}
+	}()
+	return w
+}
+
+func (w *watched) close() { _ = w.note.Close() }
