@@ -45,7 +45,9 @@
 //     given up, whatever was read before.
 //
 // Reserve writes the claim ahead of the record, for the time while the flash is
-// written; nothing of the above changes by it.
+// written, and reads it back; nothing of the above changes by it. Confirm wants
+// record and claim, of which the claim may be the one that Reserve read; AddState
+// wants both, read at that moment, before it allows the burn.
 //
 // A crash between two writes leaves a prefix of: claim, record, states. A claim
 // without a record is shown by List as a stored key whose Receipt is zero. It
@@ -76,8 +78,9 @@
 // older state. That is why all conclusions rest on what only ever becomes true:
 // a record that exists, a state that was written, an answer to cas=0. An old
 // "not there" leads to a write, which the cut-off leader cannot commit. Where
-// "not there" itself is the answer (Confirm, Load, AddState, Check), it is
-// believed only from a server that has just written for us: see settled.
+// "not there" itself is the answer (Confirm, Load, AddState, Check, a conflict
+// with a key that no state gave up), it is believed only from a server that has
+// just written for us: see settled. List is not fenced; see there.
 //
 // One thing no client can see: a node of Vault 1.21.2 that is given its unseal
 // key again while it still joins the cluster runs its standby loop twice, stays
