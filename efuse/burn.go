@@ -96,6 +96,9 @@ type Report struct {
 	After *Snapshot `json:"after,omitempty"` // nil if the loader was lost
 }
 
+// StepKey is the step of a BlockBurn that burns a key.
+const StepKey = "key"
+
 // BlockBurn is the burning of one block.
 type BlockBurn struct {
 	Block    string          `json:"block"`
@@ -272,7 +275,7 @@ func (j *job) encode(scheme Scheme) {
 // exactly the key.
 func (b *burner) keyJob(key *secret.Bytes) (*job, error) {
 	k := b.stage.key
-	j := &job{block: k.block, step: "key", key: k}
+	j := &job{block: k.block, step: StepKey, key: k}
 	err := key.Use(func(raw []byte) error {
 		j.fp = secret.Fingerprint(raw)
 		var image [32]byte // of the programming registers

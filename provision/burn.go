@@ -50,8 +50,10 @@ func (u *unit) burnUntilKnown(ctx context.Context) (observed, error) {
 	name := u.todo[0].Name
 	var failures []string
 	sent := false // a burn command was, or may have been
+	spent := 0    // burns of the key
 	for {
 		rep, err := u.burnOnce(ctx)
+		spent += keyBurns(rep)
 		saw := observed{"report": rep, "failures": failures}
 		if err == nil {
 			u.see(rep.After)
@@ -69,11 +71,24 @@ func (u *unit) burnUntilKnown(ctx context.Context) (observed, error) {
 		if len(failures) == burnTries {
 			return saw, stationError(err, "check cable, fixture and power supply, then start the same job again", "%s could not be begun", name)
 		}
-		done, err := u.lookAfter(ctx)
+		done, err := u.lookAfter(ctx, spent)
 		if err != nil || done {
 			return observed{"failures": failures, "efuse": u.now.Words()}, err
 		}
 	}
+}
+
+// keyBurns counts the burn commands that a key block got.
+func keyBurns(rep *efuse.Report) (n int) {
+	if rep == nil {
+		return 0
+	}
+	for _, b := range rep.Burns {
+		if b.Step == efuse.StepKey {
+			n += b.Attempts
+		}
+	}
+	return n
 }
 
 // burnedWrong: the chip shows what nobody planned, and more burning cannot help.
@@ -108,7 +123,8 @@ func (u *unit) burnOnce(ctx context.Context) (*efuse.Report, error) {
 // lookAfter resolves an unknown outcome by reading. It reports whether the stage
 // is in the chip; if it is not, or only a part of it, the plan is made anew from
 // what the chip shows.
-func (u *unit) lookAfter(ctx context.Context) (bool, error) {
+// The stage's key was burned spent times so far.
+func (u *unit) lookAfter(ctx context.Context, spent int) (bool, error) {
 	stage := u.todo[0]
 	if err := u.prepareBurn(ctx); err != nil {
 		var f *Failure
@@ -136,7 +152,7 @@ func (u *unit) lookAfter(ctx context.Context) (bool, error) {
 		// Only the same key may go into a block that holds a part of it; Burn
 		// makes sure of that.
 		key := *stage.Key
-		key.Resume = true
+		key.Resume, key.Spent = true, spent
 		u.todo[0].Key = &key
 	}
 	u.todo[0].Resume = true

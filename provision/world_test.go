@@ -171,6 +171,8 @@ type world struct {
 	job    *provision.Job
 	before [][]uint32
 
+	slot, serial string // of the next run
+
 	dir   string
 	jrn   *journal.Journal
 	store keystore.Store
@@ -185,7 +187,7 @@ type world struct {
 
 func newWorld(t *testing.T, files stationFiles, chipName, profile string, reserving bool, p *faultPoint) *world {
 	t.Helper()
-	w := &world{t: t, key: files.publicKey, job: sampleJob(t, chipName, profile), away: reserving}
+	w := &world{t: t, key: files.publicKey, job: sampleJob(t, chipName, profile), away: reserving, slot: "1"}
 	w.c = newBoard(t, espsim.Options{Model: model(t, chipName), Faults: p.faults()})
 	w.before = w.c.Fuses()
 	if reserving {
@@ -240,10 +242,10 @@ func (w *world) run(p *faultPoint, record *[]operation) *provision.Result {
 		store = reservingSession{storeSession{s, w.store}, r}
 	}
 	e := &provision.Engine{
-		Store: store, Journal: journalSession{s, w.jrn}, Station: "bench", Slot: "1", Operator: "anna", Lot: "lot-1",
+		Store: store, Journal: journalSession{s, w.jrn}, Station: "bench", Slot: w.slot, Operator: "anna", Lot: "lot-1",
 		Observe: func(ev provision.Event) { s.step = ev.Step },
 	}
-	line := provision.Line{Port: &portSession{Port: port.FromSim(w.c, "sim://"+w.c.Model().Name), s: s}, Reset: rom.AutoReset{}}
+	line := provision.Line{Port: &portSession{Port: port.FromSim(w.c, "sim://"+w.c.Model().Name), s: s}, Reset: rom.AutoReset{}, Serial: w.serial}
 	var r *provision.Result
 	over := make(chan struct{})
 	go func() {
@@ -447,15 +449,16 @@ func (s *session) watch(e journal.Entry) {
 		s.broken = append(s.broken, fmt.Errorf("a run wrote %s twice", name))
 	}
 	s.seen[name] = true
-	s.burnedOnlyInStep(e.Kind == journal.KindObserved && e.Step == s.intent.Step)
+	// A step whose observation the journal did not take is followed by the verdict.
+	s.burnedOnlyInStep(e.Kind == journal.KindObserved && e.Step == s.intent.Step || e.Kind == journal.KindVerdict)
 	if s.intent = (journal.Entry{}); e.Kind == journal.KindIntent {
 		s.intent = e
 	}
 }
 
 // burnedOnlyInStep: between two entries nothing is burned, unless the first is the
-// intent of a one-way step. observed says that the second one ends that step.
-func (s *session) burnedOnlyInStep(observed bool) {
+// intent of a one-way step. ends says that the second one ends that step.
+func (s *session) burnedOnlyInStep(ends bool) {
 	burns := s.c.Burns() - s.burns
 	s.burns = s.c.Burns()
 	var intent struct {
@@ -466,7 +469,7 @@ func (s *session) burnedOnlyInStep(observed bool) {
 			s.broken = append(s.broken, err)
 		}
 	}
-	if burns > 0 && (!intent.OneWay || !observed) {
+	if burns > 0 && (!intent.OneWay || !ends) {
 		s.broken = append(s.broken, fmt.Errorf("%d burns after the entry %q of step %q", burns, s.intent.Kind, s.intent.Step))
 	}
 }
