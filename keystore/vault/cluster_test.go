@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -340,29 +338,20 @@ func TestClusterUnderFaults(t *testing.T) {
 	l.check(t, x)
 }
 
-// TestFullAuditDisk: the same with a disk of the audit device that is full for a while.
+// TestFullAuditDisk: the same with one server, whose audit device has a disk that
+// is full for a while.
 func TestFullAuditDisk(t *testing.T) {
-	srv := vaulttest.Raft(t)
+	srv := vaulttest.Raft(t, vaulttest.SmallDisks())
 	x := newSite(t, srv, "kv", true)
-	link := filepath.Join(t.TempDir(), "audit")
-	point := func(to string) {
-		t.Helper()
-		_ = os.Remove(link)
-		if err := os.Symlink(to, link); err != nil {
-			t.Fatal(err)
-		}
-		srv.Signal(syscall.SIGHUP)
-	}
-	point("/dev/null")
-	srv.EnableAudit(t, link)
+	srv.EnableAudit(t, vaulttest.AuditPath)
 	s := x.open(t, RoleStation)
 	l := newLineUp()
 	finished := make(chan struct{})
 	go func() { defer close(finished); l.run(t, []*Store{s}, count(150)) }()
 	l.await(50)
-	point("/dev/full")
-	wantHealth(t, s, AuditFailing, "")
-	point("/dev/null")
+	srv.FillDisk(t)
+	wantHealth(t, s, AuditFailing, "audit device")
+	srv.FreeDisk(t)
 	<-finished
 	l.report(t)
 	l.check(t, x)
