@@ -189,7 +189,7 @@ func begin(path, id string, first Entry, signer Signer, o Options, made *[]strin
 		return err
 	}
 	head := HashLine(line)
-	ctx, cancel := context.WithTimeout(context.Background(), signTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), signPatience)
 	defer cancel()
 	c := Checkpoint{Journal: id, Station: o.Station, Size: 1, Root: head, Time: first.Time}
 	if body.Succeeds != nil {

@@ -9,12 +9,16 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A checkpoint is signed at most signInterval after the first entry that the one
-// before does not cover. A signer or an anchor that does not answer is given up
-// after signTimeout and asked again signInterval later.
+// While entries come, signing begins every signInterval, and a signer or an anchor
+// that does not answer is given up after noticePatience and asked again with the
+// next checkpoint. So the oldest entry that no checkpoint covers is at most
+// 2 × signInterval old, also if the signer takes its time: it was missed by one
+// signing and is in the next, which begins signInterval after that at the latest,
+// or when the anchor is given up. Whoever asks for a checkpoint waits for longer.
 const (
-	signInterval = 8 * time.Second
-	signTimeout  = 5 * time.Second
+	signInterval   = 5 * time.Second
+	noticePatience = 2500 * time.Millisecond // of the signer, and of the anchor
+	signPatience   = 10 * time.Second        // at Init, Checkpoint and Close
 )
 
 // wakeNotary is called after every commit, and never blocks.
@@ -31,21 +35,24 @@ func (j *Journal) notary() {
 	timer := time.NewTimer(j.interval)
 	timer.Stop()
 	waiting := false
+	next := j.interval // until signing may begin
 	for {
 		select {
 		case _, open := <-j.grown:
 			if !open {
 				timer.Stop()
-				_ = j.witness(context.Background()) // Close tells signErr
+				_ = j.witness(context.Background(), signPatience) // Close tells signErr
 				return
 			}
 		case <-timer.C:
 			waiting = false
-			_ = j.witness(context.Background()) // the error is kept
+			began := time.Now()
+			_ = j.witness(context.Background(), noticePatience) // the error is kept
+			next = max(0, j.interval-time.Since(began))
 		}
 		if !waiting && j.toSign() {
-			timer.Reset(j.interval)
-			waiting = true
+			timer.Reset(next)
+			waiting, next = true, j.interval
 		}
 	}
 }
@@ -60,15 +67,15 @@ func (j *Journal) toSign() bool {
 
 // witness signs the journal as it is now, unless that was done already, stores
 // the checkpoint in the database and the copy, which is synced, and anchors it.
-func (j *Journal) witness(ctx context.Context) error {
+func (j *Journal) witness(ctx context.Context, patience time.Duration) error {
 	j.signing.Lock()
 	defer j.signing.Unlock()
 	if !j.toSign() {
 		return nil
 	}
-	err := j.signTip(ctx)
+	err := j.signTip(ctx, patience)
 	if err == nil {
-		err = j.anchorSigned(ctx)
+		err = j.anchorSigned(ctx, patience)
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -76,7 +83,7 @@ func (j *Journal) witness(ctx context.Context) error {
 	return err
 }
 
-func (j *Journal) signTip(ctx context.Context) error {
+func (j *Journal) signTip(ctx context.Context, patience time.Duration) error {
 	j.mu.Lock()
 	c := Checkpoint{
 		Journal: j.info.ID, Station: j.info.Station, Generation: j.info.Generation(),
@@ -87,7 +94,7 @@ func (j *Journal) signTip(ctx context.Context) error {
 	if done {
 		return nil
 	}
-	own, cancel := context.WithTimeout(ctx, signTimeout)
+	own, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	c, err := sign(own, j.signer, c)
 	if err != nil {
@@ -114,14 +121,14 @@ func (j *Journal) signTip(ctx context.Context) error {
 }
 
 // anchorSigned gives the newest checkpoint to the anchor.
-func (j *Journal) anchorSigned(ctx context.Context) error {
+func (j *Journal) anchorSigned(ctx context.Context, patience time.Duration) error {
 	j.mu.Lock()
 	c, done := j.signed, j.anchored
 	j.mu.Unlock()
 	if j.anchor == nil || done == c.Size {
 		return nil
 	}
-	own, cancel := context.WithTimeout(ctx, signTimeout)
+	own, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := j.anchor.PutCheckpoint(own, c); errors.Is(err, ErrAnchorTaken) {
 		// Somebody else writes this station's history.
@@ -151,7 +158,7 @@ func (j *Journal) Checkpoint(ctx context.Context) (Checkpoint, error) {
 	if j.signer == nil {
 		return Checkpoint{}, fmt.Errorf("%w: %s: there is no signing key %s", ErrKey, j.path, KeyPath(j.path))
 	}
-	if err := j.witness(ctx); err != nil {
+	if err := j.witness(ctx, signPatience); err != nil {
 		return Checkpoint{}, err
 	}
 	return j.LastCheckpoint()
