@@ -11,6 +11,16 @@ path "sys/mounts/{{mount}}" {
   capabilities = ["create", "update", "read"]
 }
 
+path "sys/mounts/transit" {
+  capabilities = ["create", "update", "read"]
+}
+
+# Makes the stations' signing keys. It cannot sign with them, and not read or delete
+# them; it could trim old versions, which ends a journal's signing and not its proof.
+path "transit/keys/{{mount_name}}-station-*" {
+  capabilities = ["create", "update", "read"]
+}
+
 path "{{mount}}/config" {
   capabilities = ["create", "update", "read"]
 }

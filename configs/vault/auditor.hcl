@@ -18,6 +18,10 @@ path "{{mount}}/data/units/+/+/+/state/+" {
   capabilities = ["read"]
 }
 
+path "{{mount}}/subkeys/escrow/*" {
+  capabilities = ["read"]
+}
+
 path "{{mount}}/data/checkpoints/+/+/+" {
   capabilities = ["read"]
 }

@@ -34,6 +34,37 @@ path "{{mount}}/metadata/checkpoints/{{station}}/+/" {
   capabilities = ["list"]
 }
 
+# Sealed records of its own escrow: it creates them and sees their hashes. What is
+# in them is sealed to the custodian.
+path "{{mount}}/data/escrow/{{station}}/+/+" {
+  capabilities = ["create"]
+}
+
+path "{{mount}}/data/escrow/{{station}}/+/+/state/+" {
+  capabilities = ["create"]
+}
+
+path "{{mount}}/subkeys/escrow/{{station}}/+/+" {
+  capabilities = ["read"]
+}
+
+path "{{mount}}/subkeys/escrow/{{station}}/+/+/state/+" {
+  capabilities = ["read"]
+}
+
+path "{{mount}}/metadata/escrow/{{station}}/*" {
+  capabilities = ["read", "list"]
+}
+
+# Its own key in the transit engine, which signs the checkpoints of its journal.
+path "transit/sign/{{mount_name}}-station-{{station}}" {
+  capabilities = ["update"]
+}
+
+path "transit/keys/{{mount_name}}-station-{{station}}" {
+  capabilities = ["read"]
+}
+
 path "{{mount}}/data/store" {
   capabilities = ["read"]
 }

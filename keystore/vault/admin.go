@@ -42,8 +42,11 @@ type SetupOptions struct {
 	TestStore bool // takes simulated units, and only those
 	// Stations get a policy and an AppRole each.
 	Stations []AppRoleOptions
-	// OTA and Auditor get an AppRole if they are given.
-	OTA, Auditor *AppRoleOptions
+	// OTA, Auditor and Custodian get an AppRole if they are given.
+	OTA, Auditor, Custodian *AppRoleOptions
+	// JournalKeys makes a key per station in the transit engine, which signs the
+	// checkpoints of its journal.
+	JournalKeys bool
 }
 
 // AppRoleOptions bind an AppRole.
@@ -82,6 +85,9 @@ func (a *Admin) Setup(ctx context.Context, o SetupOptions) (SetupReport, error) 
 		if err := step(ctx, end, o, &rep); err != nil {
 			return rep, fmt.Errorf("keystore/vault: setup: %w", err)
 		}
+	}
+	if err := a.setupTransit(ctx, o, &rep); err != nil {
+		return rep, fmt.Errorf("keystore/vault: setup: %w", err)
 	}
 	return rep, nil
 }
@@ -201,7 +207,7 @@ func (a *Admin) setupPolicies(ctx context.Context, end *api.Client, o SetupOptio
 		role Role
 		p    PolicyParams
 	}
-	wants := []want{{RoleOTA, PolicyParams{}}, {RoleAuditor, PolicyParams{}}, {RoleAdmin, PolicyParams{}}}
+	wants := []want{{RoleOTA, PolicyParams{}}, {RoleAuditor, PolicyParams{}}, {RoleCustodian, PolicyParams{}}, {RoleAdmin, PolicyParams{}}}
 	for _, s := range o.Stations {
 		wants = append(wants, want{RoleStation, PolicyParams{Station: s.Name}})
 	}
@@ -245,6 +251,9 @@ func (a *Admin) setupAppRoles(ctx context.Context, end *api.Client, o SetupOptio
 	}
 	if o.Auditor != nil {
 		wants = append(wants, want{RoleAuditor, *o.Auditor})
+	}
+	if o.Custodian != nil {
+		wants = append(wants, want{RoleCustodian, *o.Custodian})
 	}
 	if len(wants) == 0 {
 		return nil
@@ -369,10 +378,10 @@ type Credentials struct {
 }
 
 // SecretID makes the login of a role: of a station, or with an empty station of
-// RoleOTA and RoleAuditor. What it returns is not the secret id but a token that
+// RoleOTA, RoleAuditor and RoleCustodian. What it returns is not the secret id but a token that
 // gives it away once: if it was opened on its way, the station cannot log in.
 func (a *Admin) SecretID(ctx context.Context, role Role, station string, wrapTTL time.Duration) (Credentials, error) {
-	if !slices.Contains([]Role{RoleStation, RoleOTA, RoleAuditor}, role) {
+	if !slices.Contains([]Role{RoleStation, RoleOTA, RoleAuditor, RoleCustodian}, role) {
 		return Credentials{}, fmt.Errorf("keystore/vault: role %s has no AppRole", role)
 	}
 	end, err := a.end(ctx)

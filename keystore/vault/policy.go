@@ -13,15 +13,18 @@ type Role string
 
 // The roles.
 const (
-	RoleStation Role = "station" // creates and confirms; reads no key
-	RoleRework  Role = "rework"  // reads one unit
-	RoleOTA     Role = "ota"     // reads keys, nothing else
-	RoleAuditor Role = "auditor" // sees everything but keys
-	RoleAdmin   Role = "admin"   // sets it up
+	RoleStation   Role = "station"   // creates and confirms; reads no key
+	RoleRework    Role = "rework"    // reads one unit
+	RoleOTA       Role = "ota"       // reads keys, nothing else
+	RoleAuditor   Role = "auditor"   // sees everything but keys
+	RoleCustodian Role = "custodian" // brings sealed records of an escrow to their place; reads no key
+	RoleAdmin     Role = "admin"     // sets it up
 )
 
 // Roles are all roles.
-func Roles() []Role { return []Role{RoleStation, RoleRework, RoleOTA, RoleAuditor, RoleAdmin} }
+func Roles() []Role {
+	return []Role{RoleStation, RoleRework, RoleOTA, RoleAuditor, RoleCustodian, RoleAdmin}
+}
 
 // PolicyParams fill in a policy.
 type PolicyParams struct {
@@ -47,7 +50,7 @@ func Policy(role Role, p PolicyParams) (string, error) {
 		if p.Unit == (chip.MAC{}) {
 			return "", fmt.Errorf("keystore/vault: policy %s: name the unit's MAC", role)
 		}
-	case RoleOTA, RoleAuditor, RoleAdmin:
+	case RoleOTA, RoleAuditor, RoleCustodian, RoleAdmin:
 	default:
 		return "", fmt.Errorf("keystore/vault: there is no role %q: write one of %v", string(role), Roles())
 	}
@@ -78,7 +81,7 @@ func PolicyName(role Role, p PolicyParams) string {
 		name += "-" + p.Station
 	case RoleRework:
 		name += "-" + strings.ReplaceAll(p.Unit.String(), ":", "")
-	case RoleOTA, RoleAuditor, RoleAdmin:
+	case RoleOTA, RoleAuditor, RoleCustodian, RoleAdmin:
 	}
 	return name
 }

@@ -97,12 +97,30 @@ func TestPolicies(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = admin.Close() }()
+	keys, err := admin.Setup(t.Context(), SetupOptions{
+		TestStore: true, JournalKeys: true,
+		Stations: []AppRoleOptions{{Name: stationName, CIDRs: loopback}, {Name: "line2", CIDRs: loopback}},
+	})
+	if err != nil || !slices.Contains(keys.Changes, "made signing key transit/keys/kv-station-line2") {
+		t.Fatalf("%+v, %v", keys, err)
+	}
+	sealedOf := map[string]string{}
+	for _, name := range []string{stationName, "line2"} {
+		path, err := station.sealedPath(name, rec[0].Unit, rec[0].Fingerprint)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, at := range []string{"", "/state/1", "/drained"} {
+			x.srv.Must(t, http.MethodPost, "kv/data/"+path+at, map[string]any{"data": map[string]any{"sealed": "eA==", "clear": map[string]string{"sha256=x": ""}}, "options": map[string]any{"cas": 0}})
+		}
+		sealedOf[name] = "kv/data/" + path
+	}
 	ticket, err := admin.Ticket(t.Context(), rec[0].Unit, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
 	tokens := map[Role]string{RoleRework: ticket}
-	for _, r := range []Role{RoleStation, RoleOTA, RoleAuditor, RoleAdmin} {
+	for _, r := range []Role{RoleStation, RoleOTA, RoleAuditor, RoleCustodian, RoleAdmin} {
 		tokens[r] = x.token(t, r)
 	}
 
@@ -119,10 +137,10 @@ func TestPolicies(t *testing.T) {
 	probes := []probe{
 		{"read the key of the ticket's unit", "GET", one, nil, only(RoleOTA, RoleRework)},
 		{"read a key of another unit", "GET", two, nil, only(RoleOTA)},
-		{"what is stored, without values", "GET", at("subkeys", one), nil, only(RoleStation, RoleAuditor, RoleRework)},
-		{"the same of another unit", "GET", at("subkeys", two), nil, only(RoleStation, RoleAuditor)},
+		{"what is stored, without values", "GET", at("subkeys", one), nil, only(RoleStation, RoleAuditor, RoleCustodian, RoleRework)},
+		{"the same of another unit", "GET", at("subkeys", two), nil, only(RoleStation, RoleAuditor, RoleCustodian)},
 		{"metadata of a record", "GET", at("metadata", one), nil, only(RoleAuditor, RoleAdmin)},
-		{"create a record", "PUT", unitOne + "/NEW", put(1), only(RoleStation)},
+		{"create a record", "PUT", unitOne + "/NEW", put(1), only(RoleStation, RoleCustodian)},
 		{"overwrite a record", "PUT", one, put(1), none},
 		{"overwrite a record without cas", "PUT", one, map[string]any{"data": map[string]any{}}, none},
 		{"patch a record", "PATCH", one, put(1), none},
@@ -134,15 +152,15 @@ func TestPolicies(t *testing.T) {
 		{"change a record's metadata", "PUT", at("metadata", one), map[string]any{"max_versions": 1}, none},
 		{"metadata before a record", "PUT", at("metadata", unitOne+"/NEW2"), map[string]any{"max_versions": 1}, none},
 
-		{"create a claim", "PUT", unitOne + "/claim/9NEW", put(1), only(RoleStation)},
+		{"create a claim", "PUT", unitOne + "/claim/9NEW", put(1), only(RoleStation, RoleCustodian)},
 		{"overwrite a claim", "PUT", unitOne + "/claim/1", put(1), none},
 		{"delete a claim", "DELETE", unitOne + "/claim/1", nil, none},
-		{"read a claim", "GET", unitOne + "/claim/1", nil, only(RoleStation, RoleOTA, RoleAuditor, RoleRework)},
-		{"create a state", "PUT", one + "/state/9NEW", put(1), only(RoleStation)},
+		{"read a claim", "GET", unitOne + "/claim/1", nil, only(RoleStation, RoleOTA, RoleAuditor, RoleCustodian, RoleRework)},
+		{"create a state", "PUT", one + "/state/9NEW", put(1), only(RoleStation, RoleCustodian)},
 		{"overwrite a state", "PUT", one + "/state/1", put(1), none},
 		{"delete a state", "DELETE", one + "/state/1", nil, none},
 		{"destroy a state", "PUT", at("destroy", one) + "/state/1", map[string]any{"versions": []int{1}}, none},
-		{"read a state", "GET", one + "/state/1", nil, only(RoleStation, RoleOTA, RoleAuditor, RoleRework)},
+		{"read a state", "GET", one + "/state/1", nil, only(RoleStation, RoleOTA, RoleAuditor, RoleCustodian, RoleRework)},
 
 		{"list shards", "LIST", "kv/metadata/units/", nil, only(RoleAuditor, RoleAdmin)},
 		{"list units", "LIST", shard, nil, only(RoleAuditor, RoleAdmin)},
@@ -158,6 +176,35 @@ func TestPolicies(t *testing.T) {
 		{"create another station's checkpoint", "PUT", "kv/data/checkpoints/line2/2026-11-22/NEW", put(1), none},
 		{"read another station's checkpoint", "GET", "kv/data/checkpoints/line2/2026-11-22/1", nil, only(RoleAuditor)},
 		{"list another station's checkpoints", "LIST", "kv/metadata/checkpoints/line2/", nil, only(RoleAuditor, RoleAdmin)},
+
+		{"seal a record of its own", "PUT", "kv/data/escrow/line1/02:00:00:00:00:20/NEW", put(1), only(RoleStation)},
+		{"seal a record of another station", "PUT", "kv/data/escrow/line2/02:00:00:00:00:20/NEW", put(1), none},
+		{"overwrite a sealed record", "PUT", sealedOf["line1"], put(1), none},
+		{"delete a sealed record", "DELETE", sealedOf["line1"], nil, none},
+		{"destroy a sealed record", "PUT", at("destroy", sealedOf["line1"]), map[string]any{"versions": []int{1}}, none},
+		{"read a sealed record", "GET", sealedOf["line1"], nil, only(RoleCustodian)},
+		{"see the hash of an own sealed record", "GET", at("subkeys", sealedOf["line1"]), nil, only(RoleStation, RoleAuditor, RoleCustodian)},
+		{"see the hash of another station's", "GET", at("subkeys", sealedOf["line2"]), nil, only(RoleAuditor, RoleCustodian)},
+		{"list own sealed records", "LIST", "kv/metadata/escrow/line1/", nil, only(RoleStation, RoleAuditor, RoleCustodian, RoleAdmin)},
+		{"metadata of an own sealed record", "GET", at("metadata", sealedOf["line1"]), nil, only(RoleStation, RoleAuditor, RoleCustodian, RoleAdmin)},
+		{"list another station's sealed records", "LIST", "kv/metadata/escrow/line2/", nil, only(RoleAuditor, RoleCustodian, RoleAdmin)},
+		{"list the stations with sealed records", "LIST", "kv/metadata/escrow/", nil, only(RoleAuditor, RoleCustodian, RoleAdmin)},
+		{"add a state to a sealed record", "PUT", sealedOf["line1"] + "/state/9NEW", put(1), only(RoleStation)},
+		{"read a state of a sealed record", "GET", sealedOf["line1"] + "/state/1", nil, only(RoleCustodian)},
+		{"mark a sealed record as drained", "PUT", "kv/data/escrow/line1/02:00:00:00:00:21/NEW/drained", put(1), only(RoleCustodian)},
+		{"mark it again", "PUT", sealedOf["line1"] + "/drained", put(1), none},
+		{"read the mark's value", "GET", sealedOf["line1"] + "/drained", nil, none},
+
+		{"sign with the own key", "PUT", "transit/sign/kv-station-line1", map[string]any{"input": "eA=="}, only(RoleStation)},
+		{"sign with another station's key", "PUT", "transit/sign/kv-station-line2", map[string]any{"input": "eA=="}, none},
+		{"the own public key", "GET", "transit/keys/kv-station-line1", nil, only(RoleStation, RoleAdmin)},
+		{"another station's public key", "GET", "transit/keys/kv-station-line2", nil, only(RoleAdmin)},
+		{"make a signing key", "PUT", "transit/keys/kv-station-NEW", map[string]any{"type": "ed25519"}, only(RoleAdmin)},
+		{"make a signing key of another name", "PUT", "transit/keys/NEW", map[string]any{"type": "ed25519"}, none},
+		{"rotate a signing key", "PUT", "transit/keys/kv-station-line1/rotate", nil, only(RoleAdmin)},
+		{"delete a signing key", "DELETE", "transit/keys/kv-station-line1", nil, none},
+		{"export a signing key", "GET", "transit/export/signing-key/kv-station-line1", nil, none},
+		{"back a signing key up", "GET", "transit/backup/kv-station-line1", nil, none},
 
 		{"what store this is", "GET", "kv/data/store", nil, all},
 		{"overwrite what store this is", "PUT", "kv/data/store", put(1), none},
@@ -184,7 +231,7 @@ func TestPolicies(t *testing.T) {
 		{"raw storage", "LIST", "sys/raw/", nil, none},
 		{"snapshot", "GET", "sys/storage/raft/snapshot", nil, none},
 		{"own token", "GET", "auth/token/lookup-self", nil, all},
-		{"renew the own token", "PUT", "auth/token/renew-self", map[string]any{}, only(RoleStation, RoleOTA, RoleAuditor, RoleAdmin)},
+		{"renew the own token", "PUT", "auth/token/renew-self", map[string]any{}, only(RoleStation, RoleOTA, RoleAuditor, RoleCustodian, RoleAdmin)},
 		{"look at other tokens", "PUT", "auth/token/lookup", map[string]any{"token": x.srv.Root}, none},
 		{"a place for secrets of its own", "PUT", "cubbyhole/x", map[string]any{"a": 1}, none},
 	}
