@@ -27,6 +27,7 @@ type history struct {
 	gaveUp      bool                 // and the keystore says that it was never burned
 	reworking   bool                 // a rework was begun and is not done
 	images      []flashed
+	unasked     string   // what of the keystore could not be asked about the unit, and why
 	closing     *Closing // evidence that the last fuse works
 	proved      bool     // and that the closed unit boots
 }

@@ -211,6 +211,9 @@ func (u *unit) admit(ctx context.Context) error {
 				"plan_sha256": u.res.PlanSHA256, "table_sha256": hex.EncodeToString(th[:]),
 				"bits": len(u.plan.Bits()), "continues": u.past.keyBurned,
 			}
+			if u.past.unasked != "" {
+				saw["warning"] = u.past.unasked
+			}
 			if u.line.Serial != "" {
 				saw["serial"] = u.line.Serial
 			}
@@ -268,10 +271,21 @@ func (u *unit) readPast(ctx context.Context) error {
 		return keystoreFailure(ctx, err)
 	}
 	metas, err := u.Store.List(ctx, u.mac)
-	if err != nil {
+	partial := errors.Is(err, keystore.ErrPartial)
+	if err != nil && !partial {
 		return keystoreFailure(ctx, err)
 	}
-	return u.reconcile(ctx, metas)
+	if rerr := u.reconcile(ctx, metas); rerr != nil {
+		return rerr
+	}
+	if partial {
+		u.past.unasked = err.Error()
+		if u.past.intents[stageKey] && !u.past.keyBurned && !u.past.gaveUp {
+			// The part that could not be asked may hold the key that is in silicon.
+			return keystoreFailure(ctx, err)
+		}
+	}
+	return nil
 }
 
 // reconcile holds the keystore's records against the journal and the chip.
@@ -326,6 +340,7 @@ func (u *unit) recogniseKey(ctx context.Context, m keystore.Meta) error {
 		if same || hidden {
 			u.past.keyBurned = true
 			u.res.KeyRef, u.res.KeyFingerprint = receipt.Ref, m.Fingerprint.String()
+			u.warn(receipt.Warning)
 			_ = u.tellStore(ctx, "recognised") // settleStore tries again
 			return nil
 		}
@@ -496,10 +511,22 @@ func (u *unit) takeCustody(ctx context.Context) error {
 		}
 		u.custody = true
 		u.res.KeyRef = receipt.Ref
-		return observed{
+		u.warn(receipt.Warning)
+		saw := observed{
 			"key_fingerprint": u.fp.String(), "key_ref": receipt.Ref, "key_version": receipt.Version, "store": receipt.Store,
-		}, nil
+		}
+		if receipt.Warning != "" {
+			saw["warning"] = receipt.Warning
+		}
+		return saw, nil
 	})
+}
+
+// warn notes what does not change the verdict.
+func (u *unit) warn(text string) {
+	if text != "" {
+		u.res.Warnings = append(u.res.Warnings, text)
+	}
 }
 
 // prepareBurn makes the line fit for register writes, which carry no checksum:
