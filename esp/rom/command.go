@@ -80,6 +80,11 @@ const (
 	writeTimeout   = 10 * time.Second
 	memEndTimeout  = 200 * time.Millisecond
 	perMegabyte    = 40 * time.Second // erase, write, and erase with write
+	// perSector is what a slow flash chip may take for 4 KiB: data sheets give 400 ms
+	// for a sector at most (Winbond W25Q32JV, AC characteristics, tSE; typically 45 ms), and
+	// a 64 KiB block takes less than its sectors. Over a whole megabyte chips keep to
+	// perMegabyte; over the 64 KiB that this client erases at once they need not.
+	perSector      = 400 * time.Millisecond
 	md5PerMegabyte = 8 * time.Second
 	maxTimeout     = 240 * time.Second
 )
@@ -88,6 +93,12 @@ const (
 func sized(per time.Duration, size uint32) time.Duration {
 	t := time.Duration(float64(per) * float64(size) / 1e6)
 	return min(max(t, defaultTimeout), maxTimeout)
+}
+
+// eraseTime is how long the ROM may be silent while it erases a region.
+func eraseTime(size uint32) time.Duration {
+	sectors := (uint64(size) + sectorSize - 1) / sectorSize
+	return max(sized(perMegabyte, size), min(defaultTimeout+time.Duration(sectors)*perSector, maxTimeout))
 }
 
 // Done is the answer of a command that only succeeds.
@@ -116,7 +127,7 @@ type FlashBegin struct {
 func (f FlashBegin) request(c *Client) (request, error) {
 	data, err := c.beginWords(f.Size, f.Blocks, f.BlockSize, f.Offset, f.Encrypted)
 	return request{
-		op: OpFlashBegin, data: data, lengths: noData, timeout: sized(perMegabyte, f.Size),
+		op: OpFlashBegin, data: data, lengths: noData, timeout: eraseTime(f.Size),
 		summary: fmt.Sprintf("%d bytes at 0x%x, %d blocks of %d", f.Size, f.Offset, f.Blocks, f.BlockSize),
 	}, err
 }
@@ -188,7 +199,7 @@ type FlashDeflBegin struct {
 func (f FlashDeflBegin) request(c *Client) (request, error) {
 	data, err := c.beginWords(f.Size, f.Blocks, f.BlockSize, f.Offset, f.Encrypted)
 	return request{
-		op: OpFlashDeflBegin, data: data, lengths: noData, timeout: sized(perMegabyte, f.Size),
+		op: OpFlashDeflBegin, data: data, lengths: noData, timeout: eraseTime(f.Size),
 		summary: fmt.Sprintf("%d bytes at 0x%x, %d blocks of %d, compressed", f.Size, f.Offset, f.Blocks, f.BlockSize),
 	}, err
 }

@@ -29,6 +29,8 @@ type loader struct {
 	secure, muted, closed bool // Secure Download Mode; no answers; no loader
 	flips                 bool // an empty frame ends a frame, too
 
+	perSector time.Duration // what erasing takes
+
 	rate float64 // damaged bytes per byte, both directions
 	rng  *rand.Rand
 	hits int
@@ -396,7 +398,7 @@ func (l *loader) frame(raw []byte) {
 			l.flash[i] = 0xFF
 		}
 		l.at, l.begun = offset, true
-		l.ok(op, 100*soon)
+		l.ok(op, 100*soon+time.Duration((size+0xFFF)/0x1000)*l.perSector)
 	case 0x03:
 		block := d[16:]
 		check := byte(0xEF)

@@ -102,6 +102,34 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
+// A flash chip that erases as slowly as data sheets allow is no fault of the line:
+// nothing is sent twice.
+func TestSlowFlash(t *testing.T) {
+	for _, name := range chipNames {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLoader(model(t, name))
+				c := detected(t, l)
+				l.perSector, l.requests = 400*time.Millisecond, nil
+				if err := c.EraseFlash(t.Context(), 0x1000, 0x2F000, nil); err != nil {
+					t.Fatal(err)
+				}
+				// 15 sectors to the next 64 KiB, 16, 16.
+				if want := []byte{2, 2, 2}; !bytes.Equal(l.requests, want) || c.Noise() != 0 {
+					t.Errorf("requests %x, want %x; noise %d", l.requests, want, c.Noise())
+				}
+			})
+		})
+	}
+	for size, want := range map[uint32]time.Duration{
+		0: 3 * time.Second, 1: 3400 * time.Millisecond, 0x10000: 9400 * time.Millisecond, 1 << 31: 240 * time.Second,
+	} {
+		if got := eraseTime(size); got != want {
+			t.Errorf("eraseTime(%d) = %v, want %v", size, got, want)
+		}
+	}
+}
+
 func TestStatus(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
