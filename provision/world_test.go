@@ -172,6 +172,7 @@ type world struct {
 	before [][]uint32
 
 	slot, serial string // of the next run
+	uncertified  bool   // checkWorld makes no certificate
 
 	dir   string
 	jrn   *journal.Journal
@@ -746,6 +747,9 @@ func (w *world) checkPass(key []byte, meta *keystore.Meta) error {
 	}
 	if !boots(w.c) {
 		return fmt.Errorf("the unit does not boot: %s", w.c.BootText())
+	}
+	if w.uncertified {
+		return nil
 	}
 	return w.checkCertificate(meta)
 }
