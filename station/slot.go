@@ -2,6 +2,7 @@ package station
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -287,7 +288,7 @@ func (sl *slot) runUnit(ctx context.Context, a *Arrival, r *request) (again bool
 	return sl.settle(ctx, a, l, res)
 }
 
-var errTooLong = fmt.Errorf("the unit took longer than the station allows")
+var errTooLong = errors.New("the unit took longer than the station allows")
 
 func (sl *slot) begin(cancel context.CancelCauseFunc, l *lot) {
 	sl.mu.Lock()
@@ -309,19 +310,23 @@ func (sl *slot) provision(ctx context.Context, a *Arrival, l *lot, r *request, b
 	}
 	p, err := a.Open(ctx)
 	if err != nil {
-		return stationResult(l, "the port cannot be opened: "+err.Error(), "check cable and power of the adapter, and who else has the port")
+		return sl.notBegun(ctx, l, by, stationResult(l, "the port cannot be opened: "+err.Error(), "check cable and power of the adapter, and who else has the port"))
 	}
 	defer func() { _ = p.Close() }()
 	reset, err := sl.resetter(p)
 	if err != nil {
-		return stationResult(l, err.Error(), "check the slot's reset in the configuration")
+		return sl.notBegun(ctx, l, by, stationResult(l, err.Error(), "check the slot's reset in the configuration"))
 	}
-	start := UnitStart{Station: o.Name, Slot: sl.spec.Name, Lot: l.entry.Lot, Recipe: l.entry.Recipe, Serial: scanned, Operator: by.Name}
+	start := UnitStart{Station: o.Name, Slot: sl.spec.Name, Port: a.Device, Lot: l.entry.Lot, Recipe: l.entry.Recipe, Serial: scanned, Operator: by.Name}
 	if o.Hooks != nil {
 		if err := o.Hooks.Before(ctx, start); err != nil {
 			res := stationResult(l, "the hook before the unit says no: "+err.Error(), "look at the jig, then start the unit again")
 			res.Verdict, res.Cause = provision.Fail, provision.CauseRefused
-			return res
+			var f *provision.Failure
+			if errors.As(err, &f) {
+				res.Verdict, res.Cause, res.Reason, res.NextStep = f.Verdict(), f.Cause, f.Reason, f.NextStep
+			}
+			return sl.notBegun(ctx, l, by, res)
 		}
 	}
 	e := &provision.Engine{
@@ -351,6 +356,19 @@ func (sl *slot) resetter(p port.Port) (rom.Resetter, error) {
 		return sl.spec.Reset(p)
 	}
 	return rom.AutoReset{}, nil
+}
+
+// notBegun writes down a run that ended before the engine began it.
+func (sl *slot) notBegun(ctx context.Context, l *lot, by Person, res *provision.Result) *provision.Result {
+	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	_, err := sl.s.append(own, journal.KindStation, sl.spec.Name, "not-begun", map[string]any{
+		"lot": l.entry.Lot, "operator": by.Name, "verdict": res.Verdict, "cause": res.Cause, "reason": res.Reason,
+	})
+	if err != nil {
+		res.Warnings = append(res.Warnings, err.Error())
+	}
+	return res
 }
 
 func stationResult(l *lot, reason, next string) *provision.Result {

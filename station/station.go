@@ -72,7 +72,7 @@ type Hooks interface {
 
 // UnitStart is what is known of a unit when it is begun.
 type UnitStart struct {
-	Station, Slot, Lot, Recipe, Serial, Operator string
+	Station, Slot, Port, Lot, Recipe, Serial, Operator string
 }
 
 // Options are the parts and the settings of a station.
@@ -536,11 +536,13 @@ func (s *Station) watchKeystore(ctx context.Context) {
 func (s *Station) askKeystore(ctx context.Context) {
 	asked, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	_, err := s.o.Store.Info(asked)
+	info, err := s.o.Store.Info(asked)
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
 		s.keystoreFailed(err.Error())
+	case info.Warning != "":
+		s.conds.Warn(CondKeystore, info.Warning, "see docs/keystore-vault.md")
 	default:
 		s.conds.Good(CondKeystore)
 	}

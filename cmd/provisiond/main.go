@@ -31,6 +31,7 @@ import (
 
 type cli struct {
 	Demo      demoCmd      `cmd:"" help:"Provision simulated boards with an embedded keystore: everything at once, nothing to set up."`
+	Run       runCmd       `cmd:"" help:"The station daemon: many slots at once, with pages for operators."`
 	Provision provisionCmd `cmd:"" help:"Provision one unit in the foreground."`
 	Plan      planCmd      `cmd:"" help:"Show what would be written and burned; burns nothing."`
 	Inspect   inspectCmd   `cmd:"" help:"Show chip, revision, MAC, flash, eFuses and security state."`

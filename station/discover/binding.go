@@ -119,6 +119,14 @@ func (b Binding) key() string {
 	return b.text
 }
 
+// manyAtOnce: every opening of a simulated chip without a state of its own is
+// another board.
+func (b Binding) manyAtOnce() bool {
+	a, ok := b.Address()
+	_, kept := a.Param("state")
+	return ok && a.Scheme == port.Sim && !kept
+}
+
 // Match reports whether p is at the position.
 func Match(b Binding, p Port) bool {
 	switch {

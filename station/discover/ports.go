@@ -243,7 +243,7 @@ func (l *loader) slot(file string, n *yaml.Node) {
 		if strings.EqualFold(other.Name, s.Name) {
 			l.add(file, lines["slot"], "slot", fmt.Sprintf("%s is in %s already", s.Name, at), "give every slot a name of its own")
 		}
-		if other.Port.key() == s.Port.key() {
+		if other.Port.key() == s.Port.key() && !s.Port.manyAtOnce() {
 			l.add(file, lines["port"], "port", fmt.Sprintf("%s belongs to slot %s in %s already", s.Port, other.Name, at), "one port per slot")
 		}
 	}

@@ -1,0 +1,410 @@
+// Package config owns the file that `provisiond run --config` reads: what it may
+// say, what it means, and what is wrong with it. The comments of File are its
+// manual; configs/station.yaml is an example that a test loads.
+//
+// A file with an unknown key, a key twice, or a value that is not right is refused
+// as a whole, with every place named: file, line, path and what would be right.
+package config
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/provisiond/provisiond/keystore/escrow"
+	"github.com/provisiond/provisiond/station/hook"
+	"github.com/provisiond/provisiond/station/web"
+)
+
+// File is a station's configuration. Relative file names are relative to the file,
+// those under `state` excepted.
+type File struct {
+	// Station is this station's name, the same as in its journal.
+	Station string `yaml:"station"`
+	// State is the folder for what the station keeps: views, cursors, its own
+	// certificate. Without it: the folder that systemd gives, $STATE_DIRECTORY.
+	State string `yaml:"state"`
+	// Journal of this station. `provisiond journal init` makes it.
+	Journal Journal `yaml:"journal"`
+	// Keystore is what --keystore says: vault:FILE.yaml or the file of a local one.
+	Keystore string `yaml:"keystore"`
+	// Escrow lets the line go on while the keystore is away. Off without it.
+	Escrow *escrow.Config `yaml:"escrow"`
+	// Recipes are the recipes that lots may be opened with; patterns are allowed:
+	// recipes/*.yaml.
+	Recipes []string `yaml:"recipes"`
+	// Ports is the folder of the allow-list: which slot is at which port, in
+	// drop-in files *.yaml (docs/station.md). A port that nobody listed is skipped.
+	Ports string `yaml:"ports"`
+	// Start is what starts a unit where a slot says nothing: plug, scan or button.
+	// plug is right where every board brings its own USB port; a fixture whose
+	// adapters stay wants scan or button. plug without it.
+	Start string `yaml:"start"`
+	// UnitTimeout ends a run that makes no end; 15m without it.
+	UnitTimeout time.Duration `yaml:"unit_timeout"`
+	// Failures in a row after which a slot is set aside; 3 without it.
+	Failures int `yaml:"failures"`
+	// LoginToStart: units are begun only while somebody is logged in.
+	LoginToStart bool `yaml:"login_to_start"`
+	// TimeZone of the factory's day, for example Europe/Berlin; the machine's without it.
+	TimeZone string `yaml:"time_zone"`
+	// People is the file of who may log in. `provisiond people` keeps it. Without it
+	// nobody can log in, and the pages only show.
+	People string `yaml:"people"`
+	// Web are the pages and the API.
+	Web web.Config `yaml:"web"`
+	// Hooks are programs that are run before and after each unit.
+	Hooks hook.Config `yaml:"hooks"`
+	// Simulated lets the station have simulated slots (sim://), and nothing else:
+	// units of such a station count in no yield.
+	Simulated *Simulated `yaml:"simulated"`
+
+	name  string
+	lines map[string]int
+}
+
+// Journal says where the journal is and who vouches for it.
+type Journal struct {
+	File string `yaml:"file"`
+	// SigningKey signs the checkpoints, if it is not beside the journal.
+	// credential:NAME is the file NAME in systemd's credentials directory.
+	SigningKey string `yaml:"signing_key"`
+	// Anchor keeps the signed checkpoints elsewhere: a folder, or `vault` for the
+	// keystore's server.
+	Anchor string `yaml:"anchor"`
+}
+
+// Simulated says how simulated slots behave.
+type Simulated struct {
+	// Pause between two boards of a slot; 3s without it.
+	Pause time.Duration `yaml:"pause"`
+	// Units per slot; 0 is no end.
+	Units int `yaml:"units"`
+	// Paced: bytes take as long as on a wire.
+	Paced bool `yaml:"paced"`
+	// Faults of the boards, for example noise=1e-5 (see `provisiond sim --help`).
+	Faults string `yaml:"faults"`
+	// Prints is what the simulated application prints when it runs.
+	Prints string `yaml:"prints"`
+}
+
+// Error is one thing that is wrong in a file.
+type Error struct {
+	File    string
+	Line    int // 0 when the place has no line
+	Path    string
+	Problem string
+	Fix     string
+}
+
+// Error gives file, line, path, problem and what would be right.
+func (e *Error) Error() string {
+	s := e.File
+	if e.Line > 0 {
+		s += ":" + strconv.Itoa(e.Line)
+	}
+	if e.Path != "" {
+		s += ": " + e.Path
+	}
+	s += ": " + e.Problem
+	if e.Fix != "" {
+		s += "; " + e.Fix
+	}
+	return s
+}
+
+// Load reads and checks a file.
+func Load(name string) (*File, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	return Parse(name, b)
+}
+
+const maxFile = 1 << 20
+
+// Parse checks a file's text. All that is wrong is in the error, each as an *Error.
+func Parse(name string, b []byte) (*File, error) {
+	if len(b) > maxFile {
+		return nil, &Error{File: name, Problem: fmt.Sprintf("is longer than %d bytes", maxFile), Fix: "a configuration is a few pages of YAML"}
+	}
+	f := &File{name: name, lines: map[string]int{}}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(b, &doc); err != nil {
+		return nil, f.syntax(err)
+	}
+	if len(doc.Content) > 0 {
+		if err := f.plain(doc.Content[0], ""); err != nil {
+			return nil, err
+		}
+	}
+	d := yaml.NewDecoder(bytes.NewReader(b))
+	d.KnownFields(true)
+	if err := d.Decode(f); err != nil && !errors.Is(err, io.EOF) {
+		return nil, f.syntax(err)
+	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, &Error{File: name, Problem: "a second YAML document begins", Fix: "keep one configuration per file"}
+	}
+	if err := f.validate(); err != nil {
+		return nil, err
+	}
+	f.fill()
+	return f, nil
+}
+
+// plain notes the line of every path and refuses what a reader of the file could
+// overlook: aliases, anchors and tags.
+func (f *File) plain(n *yaml.Node, path string) error {
+	f.lines[path] = n.Line
+	switch {
+	case n.Kind == yaml.AliasNode || n.Anchor != "":
+		return &Error{File: f.name, Line: n.Line, Path: path, Problem: "uses an anchor or alias", Fix: "write the value out"}
+	case n.Style&yaml.TaggedStyle != 0:
+		return &Error{File: f.name, Line: n.Line, Path: path, Problem: "has a tag " + n.Tag, Fix: "write the value without it"}
+	}
+	switch n.Kind {
+	case yaml.MappingNode:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if err := f.plain(n.Content[i+1], strings.TrimPrefix(path+"."+n.Content[i].Value, ".")); err != nil {
+				return err
+			}
+		}
+	case yaml.SequenceNode:
+		for i, c := range n.Content {
+			if err := f.plain(c, fmt.Sprintf("%s[%d]", path, i)); err != nil {
+				return err
+			}
+		}
+	case yaml.ScalarNode, yaml.DocumentNode, yaml.AliasNode:
+	}
+	return nil
+}
+
+var (
+	yamlLine  = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
+	yamlField = regexp.MustCompile(`^field (\S+) not found in type (\S+)$`)
+	yamlTwice = regexp.MustCompile(`^mapping key "(.*)" already defined at line (\d+)$`)
+)
+
+// syntax gives the parser's words a place.
+func (f *File) syntax(err error) error {
+	var te *yaml.TypeError
+	texts := []string{strings.TrimPrefix(err.Error(), "yaml: ")}
+	if errors.As(err, &te) {
+		texts = te.Errors
+	}
+	var out []error
+	for _, t := range texts {
+		e := &Error{File: f.name, Problem: t}
+		if m := yamlLine.FindStringSubmatch(t); m != nil {
+			e.Line, _ = strconv.Atoi(m[1])
+			e.Problem = m[2]
+		}
+		if m := yamlField.FindStringSubmatch(e.Problem); m != nil {
+			e.Path = m[1]
+			e.Problem, e.Fix = "there is no such key here", "see configs/station.yaml for what there is"
+		}
+		if m := yamlTwice.FindStringSubmatch(e.Problem); m != nil {
+			e.Path, e.Problem, e.Fix = m[1], "is on line "+m[2]+" too", "keep one of them"
+		}
+		out = append(out, e)
+	}
+	return errors.Join(out...)
+}
+
+// stationName is what a journal takes as a station's name.
+var stationName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+func (f *File) validate() error {
+	var errs []error
+	bad := func(path, fix, format string, args ...any) {
+		errs = append(errs, &Error{File: f.name, Line: f.line(path), Path: path, Problem: fmt.Sprintf(format, args...), Fix: fix})
+	}
+	for _, r := range []struct{ path, value, example string }{
+		{"station", f.Station, "station: line-3"},
+		{"journal.file", f.Journal.File, "file: journal.db, below journal:"},
+		{"keystore", f.Keystore, "keystore: vault:keystore.yaml"},
+		{"ports", f.Ports, "ports: ports.d"},
+	} {
+		if r.value == "" {
+			bad(r.path, "write "+r.example, "is missing")
+		}
+	}
+	if f.Station != "" && !stationName.MatchString(f.Station) {
+		bad("station", "write letters, digits and . _ -, at most 64", "%q is no name of a station", f.Station)
+	}
+	if len(f.Recipes) == 0 {
+		bad("recipes", "write recipes: [recipes/*.yaml]", "are missing")
+	}
+	for i, p := range f.Recipes {
+		if _, err := filepath.Match(p, ""); err != nil || p == "" {
+			bad(fmt.Sprintf("recipes[%d]", i), "write a file name, or one with *", "%q is no pattern", p)
+		}
+	}
+	if !slices.Contains([]string{"", "plug", "scan", "button"}, f.Start) {
+		bad("start", "write plug, scan or button", "%q starts nothing", f.Start)
+	}
+	if f.UnitTimeout != 0 && (f.UnitTimeout < time.Minute || f.UnitTimeout > 24*time.Hour) {
+		bad("unit_timeout", "write 1m to 24h", "%s is not sensible", f.UnitTimeout)
+	}
+	if f.Failures < 0 || f.Failures > 100 {
+		bad("failures", "write 1 to 100", "%d is not sensible", f.Failures)
+	}
+	if _, err := time.LoadLocation(f.TimeZone); err != nil {
+		bad("time_zone", "write a name of the IANA list, for example Europe/Berlin", "%v", err)
+	}
+	if f.LoginToStart && f.People == "" {
+		bad("login_to_start", "name the people file, or take this away", "nobody can log in without people")
+	}
+	errs = append(errs, f.parts()...)
+	slices.SortStableFunc(errs, func(a, b error) int { return cmp.Compare(lineOf(a), lineOf(b)) })
+	return errors.Join(errs...)
+}
+
+func lineOf(err error) int {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Line
+	}
+	return 0
+}
+
+func (f *File) escrow() error {
+	if f.Escrow == nil {
+		return nil
+	}
+	return f.Escrow.Validate()
+}
+
+// parts are the errors of the sections, which their packages check.
+func (f *File) parts() []error {
+	var out []error
+	for _, p := range []struct {
+		path string
+		err  error
+	}{
+		{"web", f.Web.Validate()}, {"hooks", f.Hooks.Validate()}, {"escrow", f.escrow()},
+	} {
+		for _, err := range flatten(p.err) {
+			path, problem, ok := strings.Cut(strings.TrimPrefix(err.Error(), p.path+"."), ": ")
+			if !ok {
+				path, problem = "", err.Error()
+			}
+			full := strings.TrimSuffix(p.path+"."+path, ".")
+			out = append(out, &Error{File: f.name, Line: f.line(full), Path: full, Problem: problem})
+		}
+	}
+	return out
+}
+
+// flatten takes joined errors apart.
+func flatten(err error) []error {
+	if err == nil {
+		return nil
+	}
+	if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // this very error, not one below it
+		var out []error
+		for _, e := range many.Unwrap() {
+			out = append(out, flatten(e)...)
+		}
+		return out
+	}
+	return []error{err}
+}
+
+// line is the line of a path, or of the nearest part of it that the file has.
+func (f *File) line(path string) int {
+	for {
+		if n, ok := f.lines[path]; ok {
+			return n
+		}
+		i := strings.LastIndexAny(path, ".[")
+		if i < 0 {
+			return f.lines[""]
+		}
+		path = path[:i]
+	}
+}
+
+// fill sets what was left out and makes file names absolute.
+func (f *File) fill() {
+	f.Start = cmp.Or(f.Start, "plug")
+	f.UnitTimeout = cmp.Or(f.UnitTimeout, 15*time.Minute)
+	f.Failures = cmp.Or(f.Failures, 3)
+	f.State = cmp.Or(f.State, os.Getenv("STATE_DIRECTORY"))
+	if f.Simulated != nil {
+		f.Simulated.Pause = cmp.Or(f.Simulated.Pause, 3*time.Second)
+	}
+	for _, p := range []*string{&f.State, &f.Journal.File, &f.Journal.SigningKey, &f.Ports, &f.People} {
+		*p = f.Resolve(*p)
+	}
+	if f.Journal.Anchor != "vault" {
+		f.Journal.Anchor = f.Resolve(f.Journal.Anchor)
+	}
+	if rest, ok := strings.CutPrefix(f.Keystore, "vault:"); ok {
+		f.Keystore = "vault:" + f.Resolve(rest)
+	} else {
+		f.Keystore = f.Resolve(f.Keystore)
+	}
+	if f.Escrow != nil {
+		f.Escrow.Dir = f.Resolve(f.Escrow.Dir)
+	}
+}
+
+// Resolve is a file name as seen from the configuration's folder. credential:NAME
+// is a file in systemd's credentials directory.
+func (f *File) Resolve(name string) string {
+	if rest, ok := strings.CutPrefix(name, "credential:"); ok {
+		if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+			return filepath.Join(dir, rest)
+		}
+		return name
+	}
+	if name == "" || filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(filepath.Dir(f.name), name)
+}
+
+// RecipeFiles lists the recipes that the patterns find.
+func (f *File) RecipeFiles() ([]string, error) {
+	var out []string
+	for i, p := range f.Recipes {
+		found, err := filepath.Glob(f.Resolve(p))
+		if err != nil {
+			return nil, err
+		}
+		if len(found) == 0 {
+			path := fmt.Sprintf("recipes[%d]", i)
+			return nil, &Error{File: f.name, Line: f.line(path), Path: path, Problem: fmt.Sprintf("no file is called %s", f.Resolve(p)), Fix: "check the folder"}
+		}
+		out = append(out, found...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
+
+// Place is the factory's time zone.
+func (f *File) Place() *time.Location {
+	if f.TimeZone == "" {
+		return time.Local
+	}
+	l, err := time.LoadLocation(f.TimeZone)
+	if err != nil { // validated
+		return time.UTC
+	}
+	return l
+}
