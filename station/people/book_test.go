@@ -284,6 +284,55 @@ func TestRateLimitForgets(t *testing.T) {
 	}
 }
 
+// A tablet at which a shift logs in: a typing error in ten logins, all day long,
+// makes nobody wait; a guesser there comes to one guess in two minutes.
+func TestRateLimitAtASharedTablet(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, Options{})
+	for i := range 500 {
+		d.pass(20 * time.Second)
+		if i%10 == 0 {
+			if _, err := d.ByBadge(t.Context(), home, []byte("000000")); !errors.Is(err, ErrDenied) {
+				t.Fatalf("after %d logins: %v", i, err)
+			}
+		}
+		l, err := d.ByBadge(t.Context(), home, []byte(goodBadge))
+		d.Logout(d.in(l, err))
+	}
+	guesses := 0
+	for until := d.now.Load() + int64(10*time.Hour); d.now.Load() < until; {
+		_, err := d.ByBadge(t.Context(), home, []byte("000000"))
+		var l *LimitedError
+		if errors.As(err, &l) {
+			d.pass(l.After)
+			continue
+		}
+		guesses++
+	}
+	if most := 10*60/2 + 2*addressFree; guesses > most || guesses < 100 {
+		t.Errorf("%d guesses in ten hours, at most %d", guesses, most)
+	}
+}
+
+// At one person all addresses together come to a guess in five minutes.
+func TestRateLimitOfOnePerson(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, Options{})
+	guesses := 0
+	for until := d.now.Load() + int64(24*time.Hour); d.now.Load() < until; {
+		_, err := d.ByPIN(t.Context(), netip.AddrFrom4([4]byte{10, 0, byte(guesses >> 8), byte(guesses)}), "kim", []byte("000000"))
+		var l *LimitedError
+		if errors.As(err, &l) {
+			d.pass(l.After)
+			continue
+		}
+		guesses++
+	}
+	if most := 24*60/5 + 2*personFree + 10; guesses > most || guesses < 24*60/10 {
+		t.Errorf("%d guesses in a day, at most %d", guesses, most)
+	}
+}
+
 // An address's failures are its own: not another's, not wiped by its own login.
 func TestRateLimitByAddress(t *testing.T) {
 	t.Parallel()

@@ -29,9 +29,11 @@
 //
 // A login with an unknown name takes as long, counts as much and is answered the
 // same as one with a wrong secret. Failures make the next attempt wait, per
-// person and per source address, doubling each time up to five minutes; so a
-// person can be kept from logging in by somebody who can reach the station and
-// tries hard, for five minutes at a time, while sessions go on. An attempt is
+// person and per source address, doubling each time up to five minutes, and are
+// forgiven one by one (a person's in ten minutes each, an address's in two). So
+// one PIN stands about 300 guesses a day, of a million; and a person can be kept
+// from logging in by somebody who can reach the station and tries hard, for five
+// minutes at a time, while sessions go on. An attempt is
 // counted when it begins, so that many at once get no further than one by one.
 // All of this is in memory: a restart forgets it. At most two hashes are
 // computed at once, and few may wait for them: logging in cannot exhaust the

@@ -25,20 +25,22 @@ const (
 	addressFree = 10
 	firstWait   = time.Second
 	longestWait = 5 * time.Minute
-	// forgetAfter is how long after the last wait failures are forgotten.
-	forgetAfter = 30 * time.Minute
-	maxStrays   = 4096 // addresses, and names that nobody has, that are remembered
+	// A failure is forgiven after so long, one by one: a tablet at which a whole
+	// shift logs in collects typing errors all day.
+	personForgives  = 10 * time.Minute
+	addressForgives = 2 * time.Minute
+	maxStrays       = 4096 // addresses, and names that nobody has, that are remembered
 )
 
 // failures are those of one person or address.
 type failures struct {
 	count int
-	last  time.Duration // the latest attempt
+	since time.Duration // when the next one is on its way to being forgiven
 	until time.Duration // no attempt before
 }
 
 // quiet is when it was last of any interest.
-func (f *failures) quiet() time.Duration { return max(f.last, f.until) }
+func (f *failures) quiet() time.Duration { return max(f.since, f.until) }
 
 // limiter counts attempts. Time is told to it; the caller locks.
 type limiter struct {
@@ -59,12 +61,12 @@ type attempt struct {
 // begin counts an attempt, or says how long to wait, which counts nothing. name
 // is empty where none is known.
 func (l *limiter) begin(now time.Duration, name string, known bool, from netip.Addr) (attempt, time.Duration) {
-	a := attempt{source: entry(l.sources, source(from), now, maxStrays)}
+	a := attempt{source: entry(l.sources, source(from), maxStrays)}
 	if name != "" {
 		if known {
-			a.person = entry(l.persons, name, now, maxPeople)
+			a.person = entry(l.persons, name, maxPeople)
 		} else {
-			a.person = entry(l.strays, name, now, maxStrays)
+			a.person = entry(l.strays, name, maxStrays)
 		}
 	}
 	wait := a.source.until - now
@@ -74,9 +76,9 @@ func (l *limiter) begin(now time.Duration, name string, known bool, from netip.A
 	if wait > 0 {
 		return attempt{}, wait
 	}
-	a.source.add(now, addressFree)
+	a.source.add(now, addressFree, addressForgives)
 	if a.person != nil {
-		a.person.add(now, personFree)
+		a.person.add(now, personFree, personForgives)
 	}
 	return a, 0
 }
@@ -94,13 +96,17 @@ func (a attempt) forget() {
 func (a attempt) succeeded() {
 	a.source.take()
 	if a.person != nil {
-		*a.person = failures{}
+		a.person.count, a.person.until = 0, 0
 	}
 }
 
-func (f *failures) add(now time.Duration, free int) {
+func (f *failures) add(now time.Duration, free int, forgives time.Duration) {
+	n := int((now - f.since) / forgives)
+	f.since += time.Duration(n) * forgives
+	if f.count -= n; f.count <= 0 {
+		f.count, f.since = 0, now
+	}
 	f.count++
-	f.last = now
 	if over := f.count - free; over >= 0 {
 		wait := longestWait
 		if over < 20 {
@@ -117,11 +123,8 @@ func (f *failures) take() {
 
 // entry finds or makes the failures of a key. A full map loses the one that was
 // quiet for the longest time, of a few that are looked at.
-func entry[K comparable](m map[K]*failures, key K, now time.Duration, most int) *failures {
+func entry[K comparable](m map[K]*failures, key K, most int) *failures {
 	if f := m[key]; f != nil {
-		if now-f.quiet() > forgetAfter {
-			*f = failures{}
-		}
 		return f
 	}
 	if len(m) >= most {
