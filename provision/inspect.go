@@ -3,6 +3,7 @@ package provision
 import (
 	"context"
 	"encoding/hex"
+	"strings"
 
 	"github.com/provisiond/provisiond/efuse"
 	"github.com/provisiond/provisiond/esp/chip"
@@ -32,14 +33,14 @@ func Inspect(ctx context.Context, line Line, trace func(rom.TraceEvent)) (*Inspe
 	u := &unit{Engine: &Engine{Trace: trace}, line: line, res: &Result{}}
 	m, err := u.connect(ctx)
 	if err != nil {
-		return nil, asFailure(ctx, connectFailure(err))
+		return nil, onlyLooked(ctx, connectFailure(err))
 	}
 	u.model = m
 	in := &Inspection{Chip: m.Name, SecureDownload: u.client.SecureDownload()}
 	if m.ROM.SecurityInfo {
 		info, err := u.client.SecurityInfo(ctx)
 		if err != nil {
-			return in, asFailure(ctx, err)
+			return in, onlyLooked(ctx, err)
 		}
 		on := info.FlashEncryption()
 		in.SecurityFlags, in.SecurityRaw, in.FlashEncryption = info.Flags.String(), hex.EncodeToString(info.Bytes()), &on
@@ -48,7 +49,7 @@ func Inspect(ctx context.Context, line Line, trace func(rom.TraceEvent)) (*Inspe
 		return in, nil // neither registers nor flash can be read
 	}
 	if err := u.look(ctx); err != nil {
-		return in, asFailure(ctx, err)
+		return in, onlyLooked(ctx, err)
 	}
 	in.Unit, in.Simulated, in.Revision = u.mac.String(), u.mac.LocallyAdministered(), u.rev.String()
 	in.EFuse, in.KeyBlocks = u.now, u.now.KeyBlocks()
@@ -57,14 +58,26 @@ func Inspect(ctx context.Context, line Line, trace func(rom.TraceEvent)) (*Inspe
 		in.FlashEncryption = &on
 	}
 	if err := u.client.AttachFlash(ctx); err != nil {
-		return in, asFailure(ctx, err)
+		return in, onlyLooked(ctx, err)
 	}
 	id, err := u.client.FlashID(ctx)
 	if err != nil {
-		return in, asFailure(ctx, err)
+		return in, onlyLooked(ctx, err)
 	}
 	in.FlashID, in.FlashSize = id.String(), id.Size
 	return in, nil
+}
+
+// onlyLooked is asFailure for what begins nothing: there is no job to go on with.
+func onlyLooked(ctx context.Context, err error) error {
+	f := *asFailure(ctx, err)
+	switch {
+	case f.Cause == CauseCancelled:
+		f.NextStep = "run it again"
+	default:
+		f.NextStep = strings.ReplaceAll(f.NextStep, "start the same job again", "run it again")
+	}
+	return &f
 }
 
 func oddBits(v uint64) bool {
@@ -103,13 +116,13 @@ func MakePlan(ctx context.Context, line Line, job *Job, trace func(rom.TraceEven
 		model: job.Recipe.Model(), res: &Result{}, past: history{intents: map[string]bool{}},
 	}
 	if err := u.connectFirst(ctx); err != nil {
-		return nil, asFailure(ctx, err)
+		return nil, onlyLooked(ctx, err)
 	}
 	if err := u.inspect(ctx); err != nil {
-		return nil, asFailure(ctx, err)
+		return nil, onlyLooked(ctx, err)
 	}
 	if err := u.makePlan(); err != nil {
-		return nil, asFailure(ctx, err)
+		return nil, onlyLooked(ctx, err)
 	}
 	t := u.now.Table()
 	p := &PlanReport{

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/journal"
@@ -40,7 +41,7 @@ func TestJournalInUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := journal.Open(path, journal.WithAnchor(anchor))
+	j, err := journal.Open(path, journal.WithAnchor(anchor), journal.WithInterval(time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -164,6 +164,32 @@ func TestVaultLine(t *testing.T) {
 		t.Errorf("check of a claim without its record: %s", out)
 	}
 
+	// Rework: with its own login the station cannot; with a ticket for the unit it can.
+	l.run(0, "keystore", "ticket", "admin.yaml", "--unit", units[0].mac.String(), "--out", "ticket")
+	l.write("rework.yaml", l.config("login: {token_file: ticket}"))
+	rework := func(code int, u unit, more ...string) string {
+		t.Helper()
+		port := fmt.Sprintf("sim://%s?state=%s-board&app-prints=%s", u.name, u.name, strings.ReplaceAll(sample.AppText, " ", "%20"))
+		return l.run(code, append([]string{
+			"provision", "--port", port, "--recipe", "sample-" + u.name + ".yaml", "--keystore", "vault:station.yaml",
+			"--journal", "journal.db", "--json", "--rework", "flash damaged", "--operator", "berta",
+		}, more...)...)
+	}
+	for _, out := range []string{rework(12, units[0]), rework(12, units[1], "--rework-keystore", "vault:rework.yaml")} {
+		if !strings.Contains(out, "the key could not be read for the rework") || !strings.Contains(out, "provisiond keystore ticket") || strings.Contains(out, `"name":"flash"`) {
+			t.Error(out)
+		}
+	}
+	if out := rework(0, units[0], "--rework-keystore", "vault:rework.yaml"); !strings.Contains(out, `"operator":"berta"`) || !strings.Contains(out, `"verdict":"PASS"`) {
+		t.Error(out)
+	}
+	rec, err := ota.Load(t.Context(), units[0].mac, units[0].fp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	decrypts(t, rec, units[0].model, filepath.Join(l.dir, units[0].name+"-board"))
+	rec.Key.Wipe()
+
 	// Vault is gone: no unit is begun, and the exit code says why.
 	l.srv.Kill()
 	out = l.run(12, "provision", "--port", "sim://esp32c3", "--recipe", "sample-esp32c3.yaml", "--keystore", "vault:station.yaml", "--journal", "journal.db", "--json")

@@ -341,7 +341,8 @@ func startSession(ctx context.Context, a Address, o Options, baud int) (*session
 	if err := s.negotiate(ctxDial, baud); err != nil {
 		err = s.withGreeting(err)
 		s.close()
-		return nil, slow(ctx, ctxDial, err, "the server does not agree to RFC 2217: is it one? for a raw TCP serial server write socket://"+a.hostPort())
+		return nil, slow(ctx, ctxDial, err, "the server does not agree to RFC 2217: another client may have the port, then end that one (`provisiond sim` and some servers let a second client wait); "+
+			"or it is none: for a raw TCP serial server write socket://"+a.hostPort())
 	}
 	return s, nil
 }

@@ -192,7 +192,7 @@ func TestRFC2217Refusals(t *testing.T) {
 	}{
 		"no COM-PORT": {func(s *server) { s.refuse = map[byte]bool{44: true} }, "does not speak RFC 2217"},
 		"no BINARY":   {func(s *server) { s.refuse = map[byte]bool{0: true} }, "refuses the telnet option BINARY"},
-		"silent":      {func(s *server) { s.deaf = true }, "write socket://127.0.0.1"},
+		"silent":      {func(s *server) { s.deaf = true }, "another client may have the port, then end that one (`provisiond sim` and some servers let a second client wait); or it is none: for a raw TCP serial server write socket://127.0.0.1"},
 		"not telnet":  {func(s *server) { s.hello = []byte{0xFF, 0x07}; s.deaf = true }, "write socket://host:port"},
 		"mute parity": {func(s *server) { s.mute = map[string]bool{"3=1": true} }, "does not acknowledge SET-PARITY [1]"},
 		"other rate":  {func(s *server) { s.rate = func(uint32) uint32 { return 9600 } }, "gives 9600 baud"},
