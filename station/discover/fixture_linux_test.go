@@ -12,13 +12,13 @@ import (
 
 // tree is a sysfs and a /dev in a directory of the test.
 type tree struct {
-	t       *testing.T
+	t       testing.TB
 	roots   Roots
 	devnum  int
 	classes map[string]string // subsystems that the names do not tell
 }
 
-func newTree(t *testing.T) *tree {
+func newTree(t testing.TB) *tree {
 	t.Helper()
 	dir := t.TempDir()
 	x := &tree{t: t, roots: Roots{Sys: filepath.Join(dir, "sys"), Dev: filepath.Join(dir, "dev")}, devnum: 1}

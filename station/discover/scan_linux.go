@@ -32,19 +32,19 @@ func Scan(roots Roots) ([]Port, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the serial ports: %w; is sysfs mounted at %s?", err, roots.Sys)
 	}
-	// The target of a link is absolute, so the root must be without links, too.
+	// Paths are compared, so the root must be without links.
 	sys, err := filepath.EvalSymlinks(roots.Sys)
 	if err != nil {
 		return nil, fmt.Errorf("list the serial ports: %w", err)
 	}
 	links := byPathLinks(roots.Dev)
+	s := scanner{sys: sys, dev: roots.Dev, subsystems: map[string]string{}, devices: map[string]bool{}}
 	var ports []Port
 	for _, e := range entries {
 		if !ttyNameRE.MatchString(e.Name()) {
 			continue
 		}
-		s := scanner{sys: sys, dev: roots.Dev}
-		if p, ok := s.tty(filepath.Join(class, e.Name()), e.Name()); ok {
+		if p, ok := s.tty(e.Name()); ok {
 			p.Link = links.of(p)
 			ports = append(ports, p)
 		}
@@ -53,13 +53,30 @@ func Scan(roots Roots) ([]Port, error) {
 	return ports, nil
 }
 
-// scanner reads one tty.
-type scanner struct{ sys, dev string }
+// scanner is one scan. It remembers what it has seen of hubs and controllers,
+// which many ports share.
+type scanner struct {
+	sys, dev   string
+	subsystems map[string]string
+	devices    map[string]bool
+}
+
+// target is the directory behind a link in class/tty. The kernel's link leads
+// there in one step, and to somewhere in the same tree.
+func (s scanner) target(name string) (string, bool) {
+	class := filepath.Join(s.sys, "class", "tty")
+	to, err := os.Readlink(filepath.Join(class, name))
+	if err != nil || filepath.IsAbs(to) {
+		return "", false
+	}
+	dir := filepath.Join(class, to)
+	return dir, strings.HasPrefix(dir, filepath.Join(s.sys, "devices")+"/")
+}
 
 // tty gives the port behind a link in class/tty.
-func (s scanner) tty(link, name string) (Port, bool) {
-	dir, err := filepath.EvalSymlinks(link)
-	if err != nil || !strings.HasPrefix(dir, s.sys+"/") {
+func (s scanner) tty(name string) (Port, bool) {
+	dir, ok := s.target(name)
+	if !ok {
 		return Port{}, false
 	}
 	// A console's and a pseudo terminal's tty hangs on no device.
@@ -67,7 +84,6 @@ func (s scanner) tty(link, name string) (Port, bool) {
 		return Port{}, false
 	}
 	p := Port{Name: name, Device: filepath.Join(s.dev, name), Number: -1}
-	var ok bool
 	if usb := s.usb(dir); usb.device != "" {
 		ok = s.fillUSB(&p, usb)
 	} else {
@@ -76,11 +92,12 @@ func (s scanner) tty(link, name string) (Port, bool) {
 	if !ok {
 		return Port{}, false
 	}
-	p.enumeration += " " + inode(dir)
 	// It may have left while it was read, and something else be half of this.
-	if again, err := filepath.EvalSymlinks(link); err != nil || again != dir {
+	ino := inode(dir)
+	if again, ok := s.target(name); !ok || again != dir || ino == "" {
 		return Port{}, false
 	}
+	p.enumeration += " " + ino
 	return p, true
 }
 
@@ -92,7 +109,7 @@ func (s scanner) usb(dir string) usbDirs {
 	var u usbDirs
 	for d := filepath.Dir(dir); strings.HasPrefix(d, s.sys+"/"); d = filepath.Dir(d) {
 		base := filepath.Base(d)
-		switch subsystem(d) {
+		switch s.subsystem(d) {
 		case "usb-serial":
 			u.port = d
 		case "usb":
@@ -179,7 +196,7 @@ func (s scanner) pathID(dir, usbRev string) (string, bool) {
 	var parts []string
 	lasting := false
 	for ok := true; ok; dir, ok = s.parent(dir) {
-		sub, name := subsystem(dir), strings.ReplaceAll(filepath.Base(dir), "!", "/")
+		sub, name := s.subsystem(dir), strings.ReplaceAll(filepath.Base(dir), "!", "/")
 		switch sub {
 		case "usb":
 			_, port, ok := strings.Cut(name, "-")
@@ -217,7 +234,7 @@ func (s scanner) pathID(dir, usbRev string) (string, bool) {
 func (s scanner) skip(dir, sub string) string {
 	for {
 		up, ok := s.parent(dir)
-		if !ok || subsystem(up) != sub {
+		if !ok || s.subsystem(up) != sub {
 			return dir
 		}
 		dir = up
@@ -232,7 +249,13 @@ func (s scanner) parent(dir string) (string, bool) {
 		if !strings.HasPrefix(dir, s.sys+"/") {
 			return "", false
 		}
-		if _, err := os.Lstat(filepath.Join(dir, "uevent")); err == nil {
+		is, known := s.devices[dir]
+		if !known {
+			_, err := os.Lstat(filepath.Join(dir, "uevent"))
+			is = err == nil
+			s.devices[dir] = is
+		}
+		if is {
 			return dir, true
 		}
 	}
@@ -258,7 +281,14 @@ func usbRevision(root string) string {
 	return ""
 }
 
-func subsystem(dir string) string { return linkBase(filepath.Join(dir, "subsystem")) }
+func (s scanner) subsystem(dir string) string {
+	sub, known := s.subsystems[dir]
+	if !known {
+		sub = linkBase(filepath.Join(dir, "subsystem"))
+		s.subsystems[dir] = sub
+	}
+	return sub
+}
 
 func linkBase(link string) string {
 	to, err := os.Readlink(link)

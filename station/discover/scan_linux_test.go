@@ -358,3 +358,14 @@ func TestRenumbering(t *testing.T) {
 		t.Errorf("%+v is not %+v on another enumeration", again, p)
 	}
 }
+
+func BenchmarkScan64(b *testing.B) {
+	x := newTree(b)
+	hub64(x)
+	b.ReportAllocs()
+	for b.Loop() {
+		if ports, err := Scan(x.roots); err != nil || len(ports) != 64 {
+			b.Fatalf("%d ports, %v", len(ports), err)
+		}
+	}
+}

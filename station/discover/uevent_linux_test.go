@@ -68,6 +68,48 @@ func TestNetlinkHearsTheKernel(t *testing.T) {
 	}
 }
 
+// More messages than the socket can keep are told as that, once, and what comes
+// later is heard again.
+func TestNetlinkOverflow(t *testing.T) {
+	t.Parallel()
+	src, err := openUevents()
+	if err != nil {
+		t.Logf("netlink is not allowed here: %v", err)
+		return
+	}
+	defer src.close()
+	u, ok := src.(*uevents)
+	if !ok {
+		t.Fatalf("%T", src)
+	}
+	if err := u.c.SetReadBuffer(1); err != nil { // the kernel makes it its least
+		t.Fatal(err)
+	}
+	for range 64 {
+		if err := os.WriteFile("/sys/class/tty/tty0/uevent", []byte("change"), 0); err != nil {
+			t.Logf("the kernel cannot be asked to speak: %v", err)
+			return
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	for {
+		err := src.next(ctx)
+		if errors.Is(err, errOverflow) {
+			break
+		}
+		if err != nil {
+			t.Fatalf("no overflow was told: %v", err)
+		}
+	}
+	if err := os.WriteFile("/sys/class/tty/tty0/uevent", []byte("change"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := src.next(ctx); err != nil && !errors.Is(err, errOverflow) {
+		t.Errorf("deaf after an overflow: %v", err)
+	}
+}
+
 func TestFromKernel(t *testing.T) {
 	t.Parallel()
 	cred := func(pid int32, uid uint32) []byte { return unix.UnixCredentials(&unix.Ucred{Pid: pid, Uid: uid}) }
