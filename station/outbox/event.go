@@ -232,7 +232,8 @@ func inWindow(list []journal.Entry, index uint64) []journal.Entry {
 	return slices.Clone(list[first:])
 }
 
-// event folds an entry and gives its event; nil if it has none.
+// event folds an entry, whose hash is given, and gives its event; nil if it has
+// none.
 func (p *projector) event(e journal.Entry, hash journal.Hash) *Event {
 	defer p.fold(e)
 	typ := TypeOf(e.Kind, e.Step)

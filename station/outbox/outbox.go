@@ -201,7 +201,7 @@ type worker struct {
 	// Only the goroutine of run.
 	cursor  Cursor // as it is on disk
 	scanned uint64 // entries below were looked at
-	last    journal.Hash
+	last    journal.Entry // the last of them
 	batch   []*Event
 	waits   int // pauses in a row
 
@@ -228,7 +228,7 @@ func newWorker(j Journal, dir string, d Delivery) (*worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("outbox: sink %s: %w", d.Name, err)
 	}
-	w.cursor, w.scanned, w.last = c, c.Next, c.Hash
+	w.cursor, w.scanned = c, c.Next
 	w.status = Status{Name: d.Name, Kind: d.Kind, State: StateIdle, Next: c.Next, SetAside: aside, DeadLetters: w.deadPath()}
 	return w, nil
 }
@@ -268,14 +268,16 @@ func (w *worker) run(ctx context.Context, poll time.Duration) {
 	}
 	// What is in the batch was not taken.
 	if w.scanned > w.cursor.Next && len(w.batch) == 0 {
-		_ = w.move(w.scanned, w.last, w.cursor.Aside) // saves the next start some reading
+		if hash, err := hashOf(w.last); err == nil {
+			_ = w.move(w.scanned, hash, w.cursor.Aside) // saves the next start some reading
+		}
 	}
 }
 
 // rewind folds the entries before the cursor, so that a verdict right behind it
 // knows its attempt.
 func (w *worker) rewind(ctx context.Context) (*projector, error) {
-	w.scanned, w.last, w.batch = w.cursor.Next, w.cursor.Hash, nil
+	w.scanned, w.batch = w.cursor.Next, nil
 	p := newProjector(w.journal.Info().ID)
 	from := w.scanned - min(w.scanned, window)
 	for e, err := range w.journal.Entries(from, w.scanned) {
@@ -297,21 +299,27 @@ func (w *worker) pass(ctx context.Context, p *projector, size uint64) error {
 		if err != nil {
 			return errors.Join(err, w.flush(ctx))
 		}
-		hash, err := hashOf(e)
-		if err != nil {
-			return err
+		if typ := TypeOf(e.Kind, e.Step); typ != "" && w.wants(typ) {
+			hash, err := hashOf(e)
+			if err != nil {
+				return err
+			}
+			w.batch = append(w.batch, p.event(e, hash))
+		} else {
+			p.fold(e)
 		}
-		if ev := p.event(e, hash); ev != nil && w.wants(ev.Type) {
-			w.batch = append(w.batch, ev)
-		}
-		w.scanned, w.last = e.Index+1, hash
+		w.scanned, w.last = e.Index+1, e
 		if len(w.batch) >= full {
 			if err := w.flush(ctx); err != nil {
 				return err
 			}
 		}
 		if len(w.batch) == 0 && w.scanned >= w.cursor.Next+saveEvery {
-			if err := w.save(ctx, w.scanned, w.last, w.cursor.Aside); err != nil {
+			hash, err := hashOf(e)
+			if err != nil {
+				return err
+			}
+			if err := w.save(ctx, w.scanned, hash, w.cursor.Aside); err != nil {
 				return err
 			}
 		}

@@ -159,7 +159,7 @@ func (s *Sink) Delivery() outbox.Delivery {
 }
 
 // Batch is more than 1, since a repeat costs nothing here.
-func (s *Sink) Batch() int { return 64 }
+func (s *Sink) Batch() int { return 256 }
 
 // Close ends the connection.
 func (s *Sink) Close() error {
