@@ -51,6 +51,10 @@
 // exchanged; nor does one without a serial number when its like takes its place
 // within the grace period.
 //
+// What a watcher told may be old by the time a port is opened, and names move
+// when a hub comes back: after opening, [Lookup] says which position the device
+// belongs to, to be compared by [Port.Key].
+//
 // # The allow-list
 //
 // [LoadPorts] reads drop-in files that say which slots exist and which position

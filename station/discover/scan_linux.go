@@ -23,6 +23,28 @@ var (
 	ttyNameRE      = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]*$`)
 )
 
+// Lookup gives the port behind a device or a link to one, as it is now. Whoever
+// has just opened a port can see that it is still the one at the position: names
+// move when a hub comes back.
+func Lookup(roots Roots, device string) (Port, error) {
+	roots = roots.withDefaults()
+	name := filepath.Base(device)
+	if to, err := filepath.EvalSymlinks(device); err == nil {
+		name = filepath.Base(to)
+	}
+	sys, err := filepath.EvalSymlinks(roots.Sys)
+	if err != nil {
+		return Port{}, fmt.Errorf("look up %s: %w", device, err)
+	}
+	if ttyNameRE.MatchString(name) {
+		if p, ok := newScanner(sys, roots.Dev).tty(name); ok {
+			p.Link = byPathLinks(roots.Dev).of(p)
+			return p, nil
+		}
+	}
+	return Port{}, fmt.Errorf("look up %s: %w", device, ErrNotPresent)
+}
+
 // Scan lists the serial ports that are there, by position. It fails only when
 // the list of ttys itself cannot be read.
 func Scan(roots Roots) ([]Port, error) {
@@ -38,7 +60,7 @@ func Scan(roots Roots) ([]Port, error) {
 		return nil, fmt.Errorf("list the serial ports: %w", err)
 	}
 	links := byPathLinks(roots.Dev)
-	s := scanner{sys: sys, dev: roots.Dev, subsystems: map[string]string{}, devices: map[string]bool{}}
+	s := newScanner(sys, roots.Dev)
 	var ports []Port
 	for _, e := range entries {
 		if !ttyNameRE.MatchString(e.Name()) {
@@ -59,6 +81,10 @@ type scanner struct {
 	sys, dev   string
 	subsystems map[string]string
 	devices    map[string]bool
+}
+
+func newScanner(sys, dev string) scanner {
+	return scanner{sys: sys, dev: dev, subsystems: map[string]string{}, devices: map[string]bool{}}
 }
 
 // target is the directory behind a link in class/tty. The kernel's link leads

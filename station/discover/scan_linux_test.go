@@ -296,6 +296,40 @@ func TestScanWhileDevicesVanish(t *testing.T) {
 	wg.Wait()
 }
 
+// A name that was right a moment ago is another board's now.
+func TestLookup(t *testing.T) {
+	t.Parallel()
+	x := newTree(t)
+	x.adapter(pc, "1-1", "ttyUSB0", "1a86", "7523", "")
+	x.adapter(pc, "1-2", "ttyUSB1", "1a86", "7523", "")
+	x.udev("pci-0000:00:14.0-usb-0:1:1.0-port0", "ttyUSB0")
+	for _, name := range []string{"ttyUSB0", "ttyUSB1"} { // links need devices to lead to
+		if err := os.WriteFile(filepath.Join(x.roots.Dev, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range x.scan() {
+		if got, err := Lookup(x.roots, p.OpenPath()); err != nil || got != p {
+			t.Errorf("%s is %+v, %v", p.OpenPath(), got, err)
+		}
+	}
+	p := x.scan()[0]
+	x.unplug(pc, "1-1")
+	x.unplug(pc, "1-2")
+	if _, err := Lookup(x.roots, p.OpenPath()); !errors.Is(err, ErrNotPresent) {
+		t.Error(err)
+	}
+	x.adapter(pc, "1-2", "ttyUSB0", "1a86", "7523", "") // udev's link is stale
+	if got, err := Lookup(x.roots, p.OpenPath()); err != nil || got.Key() == p.Key() || got.SysPath != "1-2" {
+		t.Errorf("%s is %+v, %v", p.OpenPath(), got, err)
+	}
+	for _, no := range []string{"", "/dev/null", "tty0", "../../etc/passwd", "/"} {
+		if got, err := Lookup(x.roots, no); !errors.Is(err, ErrNotPresent) {
+			t.Errorf("%q is %+v, %v", no, got, err)
+		}
+	}
+}
+
 // hub64 is what a station with 64 boards looks like: hubs of hubs.
 func hub64(x *tree) (positions []string) {
 	for i := range 64 {
