@@ -241,7 +241,7 @@ func (p *projector) event(e journal.Entry, hash journal.Hash) *Event {
 		return nil
 	}
 	ev := &Event{
-		Schema: Schema, ID: EventID(p.journal, e.Index), Type: typ, Time: stamp(e.Time),
+		Schema: Schema, ID: EventID(p.journal, e.Index), Type: typ, Time: Stamp(e.Time),
 		Station: e.Station, Journal: p.journal, Index: e.Index, EntrySHA256: hash.String(),
 		Step: e.Step, Slot: e.Slot, Job: e.Job, at: e.Time, hash: hash,
 	}
@@ -312,7 +312,7 @@ func (ev *Event) finish(e journal.Entry, attempt []journal.Entry) {
 	}
 	ev.Result = &Result{
 		Verdict: a.Verdict, Cause: a.Cause, Reason: clip(a.Reason), NextStep: clip(a.NextStep), OneWayBegun: a.OneWayBegun,
-		Begun: stamp(a.Begun), ElapsedMS: a.ElapsedMS, FirstEntry: e.Index, PlanSHA256: a.PlanSHA256, TableSHA256: a.TableSHA256,
+		Begun: Stamp(a.Begun), ElapsedMS: a.ElapsedMS, FirstEntry: e.Index, PlanSHA256: a.PlanSHA256, TableSHA256: a.TableSHA256,
 		Closing: a.Closing, Warnings: v.Warnings, Continuation: a.Continues, Tool: a.Tool,
 	}
 	if len(a.Entries) > 0 {
@@ -356,7 +356,8 @@ func project(entries []journal.Entry) (*report.Attempt, error) {
 	return nil, errors.New("the entry does not tell a verdict")
 }
 
-func stamp(t time.Time) string {
+// Stamp writes a time as the journal does; empty if it is zero.
+func Stamp(t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}

@@ -199,8 +199,8 @@ type worker struct {
 	wake    chan struct{} // holds one
 
 	// Only the goroutine of run.
-	cursor  Cursor // as it is on disk
-	scanned uint64 // entries below were looked at
+	cursor  Cursor        // as it is on disk
+	scanned uint64        // entries below were looked at
 	last    journal.Entry // the last of them
 	batch   []*Event
 	waits   int // pauses in a row
