@@ -134,7 +134,14 @@ func (c *auditUnitCmd) certificate(a *app, j *openedJournal, mac chip.MAC) ([]by
 	if keyFile == "" {
 		keyFile = journal.KeyPath(path)
 	}
-	signer, err := journal.LoadKey(keyFile)
+	signer, closeSigner, err := c.signer(path, j.Info().PublicKey)
+	var wrong *usageError
+	if errors.As(err, &wrong) {
+		return nil, err
+	}
+	if err == nil {
+		defer func() { _ = closeSigner() }()
+	}
 	if err != nil {
 		return nil, &provision.Failure{
 			Cause: provision.CauseJournal, Reason: "the certificate cannot be signed: the journal's key is not at hand",
@@ -288,9 +295,32 @@ type chainFlags struct {
 	single bool // a journal may be given without the one before: another command sees all
 }
 
+// qaAnchor is what the journals of a report must agree with.
+type qaAnchor struct {
+	Anchor string `help:"The folder that keeps the stations' signed checkpoints, or vault:FILE.yaml; each station's newest journal must agree with it." placeholder:"DIR"`
+}
+
+// of gives what a journal is checked against. One that another succeeds is not the
+// newest; one that is in use is compared by whoever has it.
+func (q qaAnchor) of(j *openedJournal, all []*openedJournal) ([]journal.VerifyOption, error) {
+	succeeded := slices.ContainsFunc(all, func(o *openedJournal) bool {
+		s := o.Info().Succeeds
+		return s != nil && s.Journal == j.Info().ID
+	})
+	if q.Anchor == "" || succeeded || j.live {
+		return nil, nil
+	}
+	anchor, err := journalKeeping{Anchor: q.Anchor}.anchorOf(j.Info().Station)
+	if err != nil {
+		return nil, err
+	}
+	return []journal.VerifyOption{journal.AgainstAnchor(anchor)}, nil
+}
+
 type auditLotCmd struct {
 	Journal []string `help:"The station's journal; again for more stations, and for the journals that it succeeds." required:"" placeholder:"F"`
 	chainFlags
+	qaAnchor
 	Lot       string   `help:"Only this lot. Default: every unit." placeholder:"L"`
 	PublicKey []string `help:"The public key that QA has of a journal, or a file that holds it; again for more. Default: the one that the journal names itself." placeholder:"K"`
 	Quantity  int      `help:"How many units the order asks for." placeholder:"N"`
@@ -305,7 +335,7 @@ func (c *auditLotCmd) Run(a *app) error {
 	if c.Out == "" && (c.Format == "xlsx" || c.Format == "pdf") && onTerminal(a.out) {
 		return usage("--format %s is not for a terminal: add --out FILE", c.Format)
 	}
-	js, done, err := openVerified(a, c.Journal, c.PublicKey, c.chainFlags)
+	js, done, err := openVerified(a, c.Journal, c.PublicKey, c.qaAnchor, c.chainFlags)
 	if err != nil {
 		return err
 	}
@@ -386,24 +416,29 @@ func openAll(a *app, paths []string, open func(a *app, path string) (*openedJour
 
 // openVerified opens journals and checks every entry, and that those are there
 // which others succeed: a report of a changed journal would be worth nothing.
-func openVerified(a *app, paths, keys []string, chain chainFlags) (js []*openedJournal, done func(), err error) {
+func openVerified(a *app, paths, keys []string, anchor qaAnchor, chain chainFlags) (js []*openedJournal, done func(), err error) {
 	js, done, err = openAll(a, paths, readJournal)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := verifyAll(a, js, keys, chain); err != nil {
+	if err := verifyAll(a, js, keys, anchor, chain); err != nil {
 		done()
 		return nil, nil, err
 	}
 	return js, done, nil
 }
 
-func verifyAll(a *app, js []*openedJournal, keys []string, chain chainFlags) error {
+func verifyAll(a *app, js []*openedJournal, keys []string, anchor qaAnchor, chain chainFlags) error {
 	for _, j := range js {
 		options, err := against(j.Info().ID, keys)
 		if err != nil {
 			return err
 		}
+		anchored, err := anchor.of(j, js)
+		if err != nil {
+			return err
+		}
+		options = append(options, anchored...)
 		if _, err := j.Verify(a.ctx, nil, options...); err != nil {
 			return journalFailure(j.path, err)
 		}
@@ -415,13 +450,14 @@ func verifyAll(a *app, js []*openedJournal, keys []string, chain chainFlags) err
 type inventorySources struct {
 	Journal []string `help:"A station's journal; again for more stations, and for the journals that it succeeds." placeholder:"F"`
 	chainFlags
+	qaAnchor
 	PublicKey []string `help:"The public key that QA has of a journal, or a file that holds it; again for more. Default: the one that the journal names itself." placeholder:"K"`
 	Keystore  []string `help:"A keystore; again for more." placeholder:"S"`
 }
 
 // lines shows everything that the sources hold, a journal's lines together.
 func (s inventorySources) lines(a *app, unit func(qa.UnitLine) error, head func(qa.HeadLine) error, key func(qa.KeyLine) error) error {
-	js, done, err := openVerified(a, s.Journal, s.PublicKey, s.chainFlags)
+	js, done, err := openVerified(a, s.Journal, s.PublicKey, s.qaAnchor, s.chainFlags)
 	if err != nil {
 		return err
 	}

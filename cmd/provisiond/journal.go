@@ -51,8 +51,8 @@ func oneName(kind, argument, flag string) (string, error) {
 type journalInitCmd struct {
 	journalFile
 	Station    string `help:"The station's name, which every entry carries." default:"station"`
-	SigningKey string `help:"Where the key that signs checkpoints goes. Default: F.key." placeholder:"FILE"`
-	Anchor     string `help:"A folder elsewhere that keeps the signed checkpoints." placeholder:"DIR"`
+	SigningKey string `help:"Where the key that signs checkpoints goes. Default: F.key. vault-transit:FILE.yaml: the station's key in Vault signs, and no file is made." placeholder:"FILE"`
+	Anchor     string `help:"A folder elsewhere that keeps the signed checkpoints, or vault:FILE.yaml." placeholder:"DIR"`
 	Succeeds   string `help:"The id of the journal that this one continues after its disk was replaced. Needs --anchor." placeholder:"ID"`
 	PublicKey  string `help:"With --succeeds: the public key of that journal." placeholder:"KEY"`
 	JSON       bool   `help:"Answer in JSON."`
@@ -64,10 +64,16 @@ func (c *journalInitCmd) Run(a *app) error {
 		return err
 	}
 	o := journal.Options{Station: c.Station, KeyFile: c.SigningKey}
-	if c.Anchor != "" {
-		if o.Anchor, err = journal.NewDirAnchor(c.Anchor, c.Station); err != nil {
-			return &usageError{err}
+	if strings.HasPrefix(c.SigningKey, transitPrefix) {
+		signer, err := newTransitSigner(a.ctx, c.SigningKey)
+		if err != nil {
+			return vaultFailure(err)
 		}
+		defer func() { _ = signer.Close() }()
+		o.Signer, o.KeyFile = signer, ""
+	}
+	if o.Anchor, err = (journalKeeping{Anchor: c.Anchor}).anchorOf(c.Station); err != nil {
+		return err
 	}
 	if o.Succeeds, err = c.predecessor(a, o.Anchor); err != nil {
 		return err
@@ -192,7 +198,7 @@ func short(b []byte) string {
 type journalVerifyCmd struct {
 	journalFile
 	PublicKey string `help:"The public key that the journal must be signed with, or a file that holds it. Without it the journal's own is believed." placeholder:"KEY"`
-	Anchor    string `help:"The folder that keeps the signed checkpoints: the journal must agree with it." placeholder:"DIR"`
+	Anchor    string `help:"The folder that keeps the signed checkpoints, or vault:FILE.yaml: the journal must agree with it." placeholder:"DIR"`
 	JSON      bool   `help:"Answer in JSON."`
 }
 
@@ -258,9 +264,9 @@ func (c *journalVerifyCmd) options(j *openedJournal) ([]journal.VerifyOption, er
 		options = append(options, journal.AgainstKey(key))
 	}
 	if c.Anchor != "" {
-		anchor, err := journal.NewDirAnchor(c.Anchor, j.Info().Station)
+		anchor, err := (journalKeeping{Anchor: c.Anchor}).anchorOf(j.Info().Station)
 		if err != nil {
-			return nil, &usageError{err}
+			return nil, err
 		}
 		options = append(options, journal.AgainstAnchor(anchor))
 	}

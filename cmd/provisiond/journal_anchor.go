@@ -8,25 +8,80 @@ import (
 	"os/exec"
 	"strings"
 
+	"github.com/provisiond/provisiond/keystore/vault"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/journal"
 )
 
 // journalKeeping is how a command opens a journal that it may append to.
 type journalKeeping struct {
-	SigningKey string `help:"The key that signs checkpoints, if it is not beside the journal. Under systemd: a credential." placeholder:"FILE"`
-	Anchor     string `help:"A folder elsewhere that keeps the signed checkpoints; the journal must agree with it." placeholder:"DIR"`
+	SigningKey string `help:"The key that signs checkpoints, if it is not beside the journal. Under systemd: a credential. vault-transit:FILE.yaml: the station's key in Vault." placeholder:"FILE"`
+	Anchor     string `help:"A folder elsewhere that keeps the signed checkpoints, or vault:FILE.yaml; the journal must agree with it." placeholder:"DIR"`
+
+	// lenient lets a journal be opened while the Vault that anchors it is away.
+	lenient bool
+}
+
+// withVault says which Vault is meant by plain "vault": that of the keystore.
+func (k journalKeeping) withVault(keystore string) (journalKeeping, error) {
+	for _, f := range []struct {
+		value        *string
+		short, whole string
+	}{{&k.Anchor, "vault", keystore}, {&k.SigningKey, "vault-transit", transitPrefix + strings.TrimPrefix(keystore, vault.Prefix)}} {
+		if *f.value != f.short {
+			continue
+		}
+		if !vault.IsFlag(keystore) {
+			return k, usage("%s means that of the keystore, and that is not in Vault: name the configuration, %s:FILE.yaml", f.short, f.short)
+		}
+		*f.value = f.whole
+	}
+	return k, nil
+}
+
+// signer gives the signing key of a journal, whose public key is known. closeSigner
+// ends its use.
+func (k journalKeeping) signer(path, public string) (s journal.Signer, closeSigner func() error, err error) {
+	if !strings.HasPrefix(k.SigningKey, transitPrefix) {
+		file := k.SigningKey
+		if file == "" {
+			file = journal.KeyPath(path)
+		}
+		s, err = journal.LoadKey(file)
+		return s, func() error { return nil }, err
+	}
+	t, err := oldTransitSigner(k.SigningKey, public)
+	if err != nil {
+		return nil, nil, err
+	}
+	return t, t.Close, nil
 }
 
 func (k journalKeeping) openPlain(a *app, path string) (*journal.Journal, error) {
 	options := []journal.Option{journal.WithContext(a.ctx), journal.WithProber(prober())}
-	if k.SigningKey != "" {
+	if strings.HasPrefix(k.SigningKey, transitPrefix) {
+		// Its use of Vault ends with the process: the journal signs until it is closed.
+		info, err := journal.Peek(a.ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		s, _, err := k.signer(path, info.PublicKey)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, journal.WithSigner(s))
+	} else if k.SigningKey != "" {
 		options = append(options, journal.WithKeyFile(k.SigningKey))
 	}
 	if k.Anchor != "" {
 		anchor, err := k.anchor(a.ctx, path)
 		if err != nil {
 			return nil, err
+		}
+		if v, ok := anchor.(*vaultAnchor); ok && k.lenient {
+			v.away = func(err error) {
+				a.note("the journal could not be compared with its anchor, and is believed: %v", err)
+			}
 		}
 		options = append(options, journal.WithAnchor(anchor))
 	}
@@ -67,6 +122,9 @@ func (k journalKeeping) anchor(ctx context.Context, path string) (journal.Anchor
 func (k journalKeeping) anchorOf(station string) (journal.Anchor, error) {
 	if k.Anchor == "" {
 		return nil, nil
+	}
+	if vault.IsFlag(k.Anchor) {
+		return newVaultAnchor(k.Anchor, station)
 	}
 	anchor, err := journal.NewDirAnchor(k.Anchor, station)
 	if err != nil {

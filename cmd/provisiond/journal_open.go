@@ -94,7 +94,7 @@ func usedBy(path string) string {
 		if len(f) < 6 || f[1] != "FLOCK" || !strings.HasSuffix(f[5], inode) {
 			continue
 		}
-		name, err := os.ReadFile("/proc/" + f[4] + "/comm")
+		name, err := os.ReadFile("/proc/" + f[4] + "/comm") //nolint:gosec // the kernel's own number
 		if err != nil {
 			return " by process " + f[4]
 		}

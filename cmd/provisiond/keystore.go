@@ -19,6 +19,8 @@ import (
 type keystoreCmd struct {
 	Init     keystoreInitCmd     `cmd:"" help:"Make a local keystore, whose keys are sealed to an age identity file or a passphrase; or set up a Vault."`
 	Describe keystoreDescribeCmd `cmd:"" help:"Show what a keystore is and which units it holds, or one of them; never a key."`
+	Health   keystoreHealthCmd   `cmd:"" help:"Look whether a Vault takes keys, and if not, why; exit code 0 only when it is ready."`
+	Escrow   keystoreEscrowCmd   `cmd:"" help:"What waits in a sealed escrow, and how the custodian brings it to the keystore."`
 	Check    keystoreCheckCmd    `cmd:"" help:"Check that custody can be taken, and every record."`
 	Export   keystoreExportCmd   `cmd:"" help:"Write all records, sealed to age recipients, for the custodian of the keys."`
 	Policy   keystorePolicyCmd   `cmd:"" help:"Print the Vault policy of a role."`
@@ -91,6 +93,7 @@ type keystoreDescribeCmd struct {
 	Unit     string `help:"Only this unit; a station may ask for no more." placeholder:"MAC"`
 	Identity string `help:"Open the seal with this age identity file, and check every record with it." placeholder:"FILE"`
 	JSON     bool   `help:"Answer in JSON."`
+	escrowFlags
 }
 
 func (c *keystoreDescribeCmd) Run(a *app) error {
@@ -98,7 +101,7 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	s, err := openKeystoreWith(a.ctx, path, c.Identity)
+	s, err := c.open(a.ctx, path, c.Identity)
 	if err != nil {
 		return err
 	}
@@ -116,6 +119,7 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 		Recipe      string `json:"recipe"`
 		Revision    int    `json:"recipe_revision"`
 		Created     string `json:"created"`
+		Warning     string `json:"warning,omitempty"`
 	}
 	rows := []unitJSON{}
 	units := s.Units(a.ctx)
@@ -131,7 +135,9 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 			return &provision.Failure{Cause: provision.CauseKeystore, Reason: "the units cannot be listed", Err: err}
 		}
 		metas, err := s.List(a.ctx, mac)
-		if err != nil {
+		if errors.Is(err, keystore.ErrPartial) {
+			a.note("%v", err)
+		} else if err != nil {
 			return &provision.Failure{Cause: provision.CauseKeystore, Reason: fmt.Sprintf("the records of unit %s cannot be listed", mac), Err: err}
 		}
 		for _, m := range metas {
@@ -146,13 +152,13 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 			}
 			rows = append(rows, unitJSON{
 				mac.String(), m.Chip, m.Fingerprint.String(), m.Receipt.Ref, state,
-				m.Recipe, m.RecipeRevision, m.Created.Format("2006-01-02T15:04:05Z"),
+				m.Recipe, m.RecipeRevision, m.Created.Format("2006-01-02T15:04:05Z"), m.Receipt.Warning,
 			})
 		}
 	}
 	if c.JSON {
 		return json.NewEncoder(a.out).Encode(map[string]any{
-			"kind": info.Kind, "id": info.ID, "where": info.Where, "test_store": info.TestStore, "records": rows,
+			"kind": info.Kind, "id": info.ID, "where": info.Where, "test_store": info.TestStore, "records": rows, "warning": info.Warning,
 		})
 	}
 	kind := ""
@@ -160,8 +166,14 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 		kind = ", for simulated units only"
 	}
 	_, _ = fmt.Fprintf(a.out, "%s keystore %s at %s%s: %d records\n", info.Kind, info.ID, info.Where, kind, len(rows))
+	if info.Warning != "" {
+		_, _ = fmt.Fprintf(a.out, "warning: %s\n", info.Warning)
+	}
 	for _, r := range rows {
 		_, _ = fmt.Fprintf(a.out, "%s  %-8s  %-17s  key %.16s…  %s\n", r.Unit, r.Chip, r.State, r.Fingerprint, r.Recipe)
+		if r.Warning != "" {
+			_, _ = fmt.Fprintf(a.out, "  warning: %s\n", r.Warning)
+		}
 	}
 	return nil
 }
@@ -205,11 +217,11 @@ func openVault(ctx context.Context, flag, identity string) (keystore.Store, erro
 	if identity != "" {
 		return nil, usage("--identity is for a local keystore; in Vault the role decides")
 	}
-	cfg, err := vault.FromFlag(flag)
-	if err != nil {
-		return nil, &usageError{err}
+	s, err := useVault(ctx, flag)
+	var wrong *usageError
+	if errors.As(err, &wrong) {
+		return nil, err
 	}
-	s, err := vault.Open(ctx, cfg)
 	if err != nil {
 		return nil, &provision.Failure{Cause: provision.CauseKeystore, Reason: "the keystore cannot be opened", Err: err}
 	}

@@ -18,15 +18,18 @@ type vaultInitFlags struct {
 	Station     []string `help:"With --vault: an AppRole for a station, bound to addresses. May be repeated." placeholder:"NAME=CIDR,CIDR" sep:"none"`
 	OTACidr     []string `name:"ota-cidr" help:"With --vault: an AppRole for the OTA server, bound to these addresses." placeholder:"CIDR"`
 	AuditorCidr []string `help:"With --vault: an AppRole for auditors, bound to these addresses." placeholder:"CIDR"`
+
+	CustodianCidr []string `help:"With --vault: an AppRole for the custodian of the escrow, bound to these addresses." placeholder:"CIDR"`
+	JournalKeys   bool     `help:"With --vault: a signing key per station in the transit engine, for journals with --signing-key vault-transit:…."`
 }
 
 func (f vaultInitFlags) used() bool {
-	return f.Vault != "" || len(f.Station)+len(f.OTACidr)+len(f.AuditorCidr) > 0
+	return f.Vault != "" || f.JournalKeys || len(f.Station)+len(f.OTACidr)+len(f.AuditorCidr)+len(f.CustodianCidr) > 0
 }
 
 func (f vaultInitFlags) run(a *app, testStore, asJSON bool) error {
 	if f.Vault == "" {
-		return usage("--station, --ota-cidr and --auditor-cidr are for --vault FILE.yaml")
+		return usage("--station, --ota-cidr, --auditor-cidr, --custodian-cidr and --journal-keys are for --vault FILE.yaml")
 	}
 	o := vault.SetupOptions{TestStore: testStore}
 	for _, s := range f.Station {
@@ -41,6 +44,13 @@ func (f vaultInitFlags) run(a *app, testStore, asJSON bool) error {
 	}
 	if len(f.AuditorCidr) > 0 {
 		o.Auditor = &vault.AppRoleOptions{CIDRs: f.AuditorCidr}
+	}
+	if len(f.CustodianCidr) > 0 {
+		o.Custodian = &vault.AppRoleOptions{CIDRs: f.CustodianCidr}
+	}
+	o.JournalKeys = f.JournalKeys
+	if o.JournalKeys && len(o.Stations) == 0 {
+		return usage("--journal-keys are those of stations: name them with --station")
 	}
 	admin, err := openAdmin(a, f.Vault)
 	if err != nil {
@@ -85,7 +95,7 @@ func vaultFailure(err error) error {
 }
 
 type keystorePolicyCmd struct {
-	Role    string `arg:"" help:"station, rework, ota, auditor or admin." enum:"station,rework,ota,auditor,admin"`
+	Role    string `arg:"" help:"station, rework, ota, auditor, custodian or admin." enum:"station,rework,ota,auditor,custodian,admin"`
 	Mount   string `help:"The KV v2 mount." default:"provisiond"`
 	Station string `help:"For role station: its name." placeholder:"NAME"`
 	Unit    string `help:"For role rework: the unit that the ticket is for." placeholder:"MAC"`
@@ -110,7 +120,7 @@ func (c *keystorePolicyCmd) Run(a *app) error {
 
 type keystoreSecretIDCmd struct {
 	Vault   string        `arg:"" help:"The admin's configuration file." placeholder:"FILE.yaml"`
-	Role    string        `help:"station, ota or auditor." enum:"station,ota,auditor" default:"station"`
+	Role    string        `help:"station, ota, auditor or custodian." enum:"station,ota,auditor,custodian" default:"station"`
 	Station string        `help:"For role station: its name." placeholder:"NAME"`
 	TTL     time.Duration `name:"ttl" help:"How long it may be on its way." default:"1h"`
 	Out     string        `help:"Where to put the role id (OUT.role-id) and the wrapped secret id (OUT.secret-id, mode 0600)." required:"" placeholder:"OUT"`

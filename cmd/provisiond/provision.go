@@ -26,6 +26,7 @@ type provisionCmd struct {
 	Keystore        string         `help:"Where the key goes before it is burned." required:"" placeholder:"S"`
 	Journal         string         `help:"The station's journal." required:"" placeholder:"F"`
 	Keeping         journalKeeping `embed:""`
+	Escrow          escrowFlags    `embed:""`
 	Slot            string         `help:"The slot's name in the journal." default:"bench"`
 	Operator        string         `help:"Who runs it, for the journal." placeholder:"NAME"`
 	Lot             string         `help:"The lot that the unit belongs to, for the journal." placeholder:"L"`
@@ -85,11 +86,16 @@ func (c *provisionCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	store, err := openKeystoreWith(a.ctx, c.Keystore, c.Identity)
+	if c.Keeping, err = c.Keeping.withVault(c.Keystore); err != nil {
+		return err
+	}
+	c.Keeping.lenient = c.Escrow.Escrow != ""
+	store, err := c.Escrow.open(a.ctx, c.Keystore, c.Identity)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = store.Close() }()
+	a.syncEscrow(store)
 	order := provision.Rework{Reason: c.Rework}
 	if c.ReworkKeystore != "" {
 		keys, err := openKeystore(a.ctx, c.ReworkKeystore)
@@ -130,6 +136,7 @@ func (c *provisionCmd) Run(a *app) error {
 	}
 	bars.verdict(c.Slot, res)
 	bars.clear()
+	a.syncEscrow(store)
 	a.log.Info("unit", zap.String("unit", res.Unit), zap.String("verdict", string(res.Verdict)), zap.String("reason", res.Reason))
 	cert, err := c.certificate(a, jrn, res)
 	if err != nil {

@@ -146,11 +146,20 @@ func TestTransitSigner(t *testing.T) {
 	}
 	cfg := x.config(t, x.token(t, RoleStation))
 	cfg.Patience = Duration(time.Second)
-	signer, err := OpenSigner(cfg)
-	if err != nil {
-		t.Fatal(err)
+	signerOf := func(cfg Config) *Signer {
+		t.Helper()
+		s, err := Open(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		signer, err := s.Signer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return signer
 	}
-	defer func() { _ = signer.Close() }()
+	signer := signerOf(cfg)
 	keys, err := signer.PublicKeys(t.Context())
 	if err != nil || len(keys) != 1 {
 		t.Fatalf("%v, %v", keys, err)
@@ -165,11 +174,7 @@ func TestTransitSigner(t *testing.T) {
 		t.Errorf("%v, %v", more, err)
 	}
 	cfg.Station = "line2" // with line1's token
-	other, err := OpenSigner(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = other.Close() }()
+	other := signerOf(cfg)
 	if _, err := other.Sign(t.Context(), 1, msg); !errors.Is(err, ErrDenied) {
 		t.Errorf("with another station's key: %v", err)
 	}

@@ -19,24 +19,19 @@ const TransitMount = "transit"
 
 // Signer signs with a station's Ed25519 key in Vault's transit engine. The
 // private half never leaves Vault; the station's policy lets it sign with this
-// key and no other. It needs no keystore in the mount.
+// key and no other.
 type Signer struct {
 	c    *client
 	name string
 }
 
-// OpenSigner gives the signer of a configuration's station. It does not ask the
-// server yet, so that a Vault that is away stops nobody who does not sign.
-func OpenSigner(cfg Config) (*Signer, error) {
-	cfg.fill()
-	if err := checkName("station", cfg.Station); err != nil {
+// Signer gives the signer of the store's station (Config.Station). It uses the
+// store's login, and ends with the store.
+func (s *Store) Signer() (*Signer, error) {
+	if err := checkName("station", s.c.cfg.Station); err != nil {
 		return nil, err
 	}
-	c, err := connect(cfg)
-	if err != nil {
-		return nil, err
-	}
-	return &Signer{c, TransitKey(cfg.Mount, cfg.Station)}, nil
+	return &Signer{s.c, TransitKey(s.c.cfg.Mount, s.c.cfg.Station)}, nil
 }
 
 // TransitKey is the name of a station's signing key.
@@ -46,9 +41,6 @@ func TransitKey(mount, station string) string {
 
 // Name is the key's name in the transit engine.
 func (s *Signer) Name() string { return s.name }
-
-// Close ends the connection.
-func (s *Signer) Close() error { s.c.close(); return nil }
 
 // PublicKeys gives the public halves of the key's versions, from the first.
 func (s *Signer) PublicKeys(ctx context.Context) ([]ed25519.PublicKey, error) {
