@@ -73,7 +73,7 @@ func TestKill9(t *testing.T) {
 		for way, observed := range map[string]bool{"intents": false, "observations": true} {
 			t.Run(name+"/"+way, func(t *testing.T) {
 				t.Parallel()
-				seed := rand.Uint64() //nolint:gosec // told when it fails
+				seed := rand.Uint64()
 				killRun(t, name, killPoints(observed, rand.New(rand.NewPCG(seed, 9))), seed)
 			})
 		}

@@ -58,15 +58,21 @@ func cmdCode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// cmdSample writes a product: sample DIR CHIP PROFILE.
+// cmdSample writes a product, with an application of the given size or of the
+// usual one: sample DIR CHIP PROFILE [BYTES].
 func cmdSample(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 3 {
-		ts.Fatalf("usage: sample DIR CHIP PROFILE")
+	if neg || len(args) < 3 || len(args) > 4 {
+		ts.Fatalf("usage: sample DIR CHIP PROFILE [BYTES]")
 	}
 	m, err := chip.ByName(args[1])
 	ts.Check(err)
+	p := sample.Product{Chip: m, Profile: args[2], Baud: 921600}
+	if len(args) == 4 {
+		p.AppSize, err = strconv.Atoi(args[3])
+		ts.Check(err)
+	}
 	ts.Check(os.MkdirAll(ts.MkAbs(args[0]), 0o755))
-	_, err = sample.Write(ts.MkAbs(args[0]), sample.Product{Chip: m, Profile: args[2], Baud: 921600})
+	_, err = sample.Write(ts.MkAbs(args[0]), p)
 	ts.Check(err)
 }
 

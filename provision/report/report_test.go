@@ -127,3 +127,46 @@ func TestTwoStations(t *testing.T) {
 		t.Errorf("%s, %v", kinds(u), p.Stations)
 	}
 }
+
+// TestReworkAttempts: a rework that wrote nothing leaves a unit what it was, one
+// that was cut off leaves it open, and what it came to counts.
+func TestReworkAttempts(t *testing.T) {
+	b := newBook(t, "line-1")
+	b.run(run{mac: mac(1), lot: "L", verdict: provision.Pass})
+	rework := func(writes bool, verdict provision.Verdict, cause provision.Cause) *Unit {
+		t.Helper()
+		none := chip.MAC{}
+		b.add("A1", none, "", "connect", journal.KindIntent, map[string]any{"rework_reason": "flash", "operator": "grace"})
+		b.add("A1", none, "", "connect", journal.KindObserved, map[string]any{"outcome": "done"})
+		b.add("A1", none, "", "inspect", journal.KindIntent, map[string]any{})
+		b.add("A1", mac(1), "other-job", "inspect", journal.KindObserved, map[string]any{"outcome": "done", "chip": "esp32c3", "revision": "v0.4"})
+		b.add("A1", mac(1), "other-job", "plan", journal.KindObserved, map[string]any{"outcome": "done", "lot": "L"})
+		if writes {
+			b.add("A1", mac(1), "other-job", StepRework, journal.KindOperator, map[string]any{"operator": "grace", "reason": "flash"})
+			b.add("A1", mac(1), "other-job", "flash", journal.KindIntent, map[string]any{})
+		}
+		if verdict != "" {
+			b.add("A1", mac(1), "other-job", "verdict", journal.KindVerdict, map[string]any{"verdict": verdict, "cause": cause, "reason": "x"})
+		}
+		return projectAll(t, b).Unit(mac(1))
+	}
+	state := func(u *Unit, want State, reworked bool) {
+		t.Helper()
+		l := NewLot(projectAll(t, b), LotOptions{Lot: "L"})
+		if len(l.Units) != 1 || l.Units[0].State != want || l.Units[0].Reworked != reworked || u.Final().State() != want {
+			t.Errorf("%+v, want %s", l.Units, want)
+		}
+		if s := u.statement(); s.KeyFingerprint == "" || s.KeyBlock == "" || len(s.EFuseBefore.Blocks) == 0 {
+			t.Errorf("the statement lost the key: %+v", s)
+		}
+		if l.Units[0].Fingerprint == "" {
+			t.Error("the lot lost the key")
+		}
+	}
+	state(rework(false, provision.Error, provision.CauseKeystore), State(provision.Pass), false)
+	state(rework(false, provision.Fail, provision.CauseRefused), State(provision.Pass), false)
+	state(rework(true, "", ""), Open, true)
+	state(rework(true, provision.Fail, provision.CauseUnit), State(provision.Fail), true)
+	state(rework(false, provision.Aborted, provision.CauseCancelled), State(provision.Fail), true)
+	state(rework(true, provision.Pass, ""), State(provision.Pass), true)
+}
