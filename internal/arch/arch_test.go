@@ -56,9 +56,12 @@ var may = map[string][]string{
 
 	// Help for the demo, the tests and the developer.
 	"internal/sample":     {"esp"},
+	"internal/farm":       {"esp/chip", "internal/espsim", "internal/sample"},
+	"internal/shift":      {},
 	"internal/transcript": {},
 	"internal/vaulttest":  {},
 	"internal/check":      {},
+	"internal/debpkg":     {},
 	"internal/arch":       {},
 }
 
@@ -71,7 +74,9 @@ var never = map[string][]string{
 
 // only says which packages may import a foreign module.
 var only = map[string][]string{
-	"go.bug.st/serial": {"station/port"},
+	"go.bug.st/serial":               {"station/port"},
+	"github.com/nats-io/nats.go":     {"station/outbox/jetstream"},
+	"github.com/nats-io/nats-server": {}, // tests only
 }
 
 // public are the packages whose API a module of somebody else uses.
