@@ -249,10 +249,13 @@ func (b *bench) again(c *espsim.Chip, job *provision.Job) *provision.Result {
 }
 
 // inBubble runs f with a clock that jumps when everybody waits, so that resets
-// and time-outs cost nothing.
+// and time-outs cost nothing. It is a parallel subtest: it ends after its caller.
 func inBubble(t *testing.T, name string, f func(t *testing.T)) {
 	t.Helper()
-	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+	t.Run(name, func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, f)
+	})
 }
 
 // bothChips runs f in a bubble for each chip.

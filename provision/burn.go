@@ -290,34 +290,67 @@ func (u *unit) close(ctx context.Context) error {
 	intent := map[string]any{"plan_sha256": Hash(u.plan.Hash()), "fuse": fuse}
 	return u.do(ctx, stageClose, intent, func(ctx context.Context) (observed, error) {
 		u.burning = true
-		var unknown *efuse.IndeterminateError
-		rep, err := u.burnOnce(ctx)
-		for try := 1; err != nil && try < burnTries && !burnedWrong(err) && !errors.As(err, &unknown); try++ {
-			// Nothing was sent that burns: the line gets another chance.
-			if perr := u.prepareBurn(ctx); perr != nil {
-				return observed{"fuse": fuse, "burn_error": err.Error()}, perr
-			}
-			rep, err = u.burnOnce(ctx)
-		}
-		saw := observed{"fuse": fuse, "report": rep}
-		if err != nil {
-			saw["burn_error"] = err.Error()
-			if burnedWrong(err) {
+		for try := 1; ; try++ {
+			rep, err := u.burnOnce(ctx)
+			saw := observed{"fuse": fuse, "report": rep}
+			var unknown *efuse.IndeterminateError
+			switch {
+			case err == nil:
+			case burnedWrong(err):
+				saw["burn_error"] = err.Error()
 				return saw, quarantine("set the board aside for an engineer", "%s: %v", stageClose, err)
+			case errors.As(err, &unknown):
+				saw["burn_error"], rep = err.Error(), nil
+			case try < burnTries:
+				// Nothing was sent that burns: the line gets another chance.
+				if perr := u.prepareBurn(ctx); perr != nil {
+					return observed{"fuse": fuse, "burn_error": err.Error()}, perr
+				}
+				continue
+			default:
+				saw["burn_error"] = err.Error()
+				return saw, err
 			}
-			if !errors.As(err, &unknown) {
-				return saw, err // nothing was sent that burns
+			c, err := u.closingEvidence(ctx, fuse, rep)
+			if errors.Is(err, errLoaderOpen) && rep == nil && try < burnTries {
+				// Whether the fuse was burned was unknown, and the loader is open: it tells.
+				if err = u.planClosing(ctx); err == nil {
+					continue
+				}
 			}
-			rep = nil
+			if err != nil {
+				return saw, err
+			}
+			u.res.Closing = c
+			saw["closing"] = c
+			return saw, nil
 		}
-		c, err := u.closingEvidence(ctx, fuse, rep)
-		if err != nil {
-			return saw, err
-		}
-		u.res.Closing = c
-		saw["closing"] = c
-		return saw, nil
 	})
+}
+
+// errLoaderOpen: the last fuse should close the loader, and it answers in full.
+var errLoaderOpen = errors.New("the loader is still open")
+
+// planClosing looks at a chip whose loader is open after a closing with an unknown
+// outcome. If the last fuse is not there, or half of it, the plan is made anew.
+func (u *unit) planClosing(ctx context.Context) error {
+	if err := u.prepareBurn(ctx); err != nil {
+		return err
+	}
+	if err := u.plan.Expected(u.at()).Verify(u.now); err == nil {
+		return stillOpen(u.todo[0].Set[0].Field)
+	}
+	u.todo[0].Resume = true
+	if err := u.setPlan(u.todo); err != nil {
+		return quarantine("set the board aside for an engineer", "%s is incomplete and cannot be completed: %v", stageClose, err)
+	}
+	return nil
+}
+
+func stillOpen(fuse string) *Failure {
+	f := quarantine("set the board aside for an engineer", "%s was burned", fuse)
+	f.Err = errLoaderOpen
+	return f
 }
 
 // proveClosed boots the closed unit on the same port.
@@ -359,7 +392,7 @@ func (u *unit) closingEvidence(ctx context.Context, fuse string, rep *efuse.Repo
 	case err == nil && u.client.SecureDownload() && fuse != u.model.Lockdown.ClosedFuse:
 		return u.secureDownloadEvidence(ctx, fuse)
 	case err == nil:
-		return nil, quarantine("set the board aside for an engineer", "%s was burned and the loader is still open", fuse)
+		return nil, stillOpen(fuse)
 	case errors.As(err, &ce) && ce.Diagnosis == rom.DownloadDisabled && fuse == u.model.Lockdown.ClosedFuse:
 		at := bytes.Index(ce.Text, u.model.ROM.DownloadDisabled)
 		return &Closing{Fuse: fuse, Evidence: EvidenceRefusal, Raw: hex.EncodeToString(tail(ce.Text[max(at, 0):], 256))}, nil

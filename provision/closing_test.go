@@ -243,6 +243,35 @@ func TestCutWhileClosing(t *testing.T) {
 	})
 }
 
+// TestCloseIsTriedAgainWhenTheLoaderAnswers: the burn command of the last fuse was
+// refused, or its reply was lost. A loader that answers in full tells that the fuse is
+// not there, and it is burned again; a closed one is evidence.
+func TestCloseIsTriedAgainWhenTheLoaderAnswers(t *testing.T) {
+	files := newStationFiles(t)
+	eachClosing(t, func(t *testing.T, name, profile string, i int) {
+		var last operation
+		for _, o := range recordedIn(t, files, tableRow{name, profile, false}, "") {
+			if o.burn && o.step == "close" {
+				last = o
+			}
+		}
+		for _, h := range []how{fails, happens} {
+			p := &faultPoint{operation: last, how: h}
+			w := newWorld(t, files, name, profile, false, p)
+			r := w.run(p, nil)
+			w.restart()
+			wantPass(t, r)
+			if err := w.checkWorld(); err != nil {
+				t.Error(err)
+			}
+			if r.Closing == nil || r.Closing.Fuse != closings[i].fuse {
+				t.Errorf("%s: closing %+v", h, r.Closing)
+			}
+			w.close()
+		}
+	})
+}
+
 // TestOpenAfterClosing: the burn looked right, and a loader with all its commands
 // answers afterwards. Another board stands for silicon that ignores its fuse.
 func TestOpenAfterClosing(t *testing.T) {

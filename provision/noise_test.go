@@ -83,7 +83,7 @@ var burnSteps = []string{"burn-key", "protect-key", "burn-lockdown", "enable-enc
 // once per unit. Outside the burns every unit finishes; during the burns every unit
 // finishes or ends ERROR or QUARANTINED, and none passes on a wrong fuse.
 func TestBadLine(t *testing.T) {
-	seeds := 200 / stride(25)
+	seeds := 200 / stride(20*raceFactor)
 	var mu sync.Mutex
 	units, outcomes := 0, map[string]map[string]int{"outside the burns": {}, "during the burns": {}}
 	t.Run("units", func(t *testing.T) {

@@ -126,8 +126,8 @@ func (a *tally) log(t *testing.T) {
 	}
 }
 
-// stretch is the step over the table. With -all it is 1.
-const stretch = 37
+// stretch is the step over the table: a prime. With -all it is 1.
+const stretch = 61
 
 // TestFaultTable is the fault table: for every operation of a whole run, and every
 // way in which it can go wrong, the run, then restart and resume, and the whole
@@ -145,7 +145,7 @@ func TestFaultTable(t *testing.T) {
 				total += len(list)
 				all.Unlock()
 				var mine tally
-				for _, p := range everyNth(list, stride(stretch)) {
+				for _, p := range everyNth(list, stride(stretch*raceFactor)) {
 					out, err := tryPoint(t, files, row, p, func(int) *faultPoint { return nil })
 					if err != nil {
 						t.Error(err)
@@ -192,7 +192,7 @@ func tryPoint(t *testing.T, files stationFiles, row tableRow, p faultPoint, seco
 // random, and so may the recovery of that.
 func TestTwoFaults(t *testing.T) {
 	files := newStationFiles(t)
-	count := 400 / stride(8)
+	count := 400 / stride(20*raceFactor)
 	var all tally
 	t.Run("rows", func(t *testing.T) {
 		for n, row := range tableRows[:5] {

@@ -862,8 +862,12 @@ func (w *world) ended() error {
 }
 
 // mayQuarantine: what is known of the unit is really not enough to go on. Its key
-// block holds a part of a key that nobody has at hand, or its loader is closed.
+// block holds a part of a key that nobody has at hand, or its loader is closed, or
+// the closing may have been burned and the board was silent when it was looked at.
 func (w *world) mayQuarantine() bool {
+	if r := w.results[len(w.results)-1]; r != nil && strings.Contains(r.Reason, "gives no sign of it") {
+		return true
+	}
 	key := w.storedWords()
 	block := w.keyBlock()
 	partly := false
