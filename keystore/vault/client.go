@@ -213,7 +213,7 @@ func readAll(r io.Reader, length int64) ([]byte, error) {
 // unsent is a request without an answer. Only a connection that never came to
 // be proves that nothing was done.
 func (c *client) unsent(end *api.Client, err error) reply {
-	r := reply{verdict: unknown, err: fmt.Errorf("%w: %s does not answer: %w: check the network and the server", keystore.ErrUnavailable, end.Address(), plain(err))}
+	r := reply{verdict: unknown, err: fmt.Errorf("%w: %s "+noAnswerText+": %w: check the network and the server", keystore.ErrUnavailable, end.Address(), plain(err))}
 	var op *net.OpError
 	var cert *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
@@ -236,6 +236,14 @@ func plain(err error) error {
 	return err
 }
 
+// What errors say, and health reads in those of a login.
+const (
+	noQuorumText     = "the cluster has no leader with a quorum"
+	rateLimitText    = "its rate limit is reached"
+	serverFailedText = "the server failed"
+	noAnswerText     = "does not answer"
+)
+
 // classify reads an error answer.
 func (c *client) classify(end *api.Client, e *api.ResponseError, resp *api.Response) reply {
 	r := reply{status: e.StatusCode}
@@ -257,7 +265,7 @@ func (c *client) classify(end *api.Client, e *api.ResponseError, resp *api.Respo
 		}
 	// Also with 400, from endpoints that call any failure of theirs a bad request.
 	case has("node is not the leader"), has("leadership lost"):
-		r.verdict, r.err = unknown, unavailable("the cluster has no leader with a quorum (%s): check the other nodes", text)
+		r.verdict, r.err = unknown, unavailable(noQuorumText+" (%s): check the other nodes", text)
 	case e.StatusCode == http.StatusForbidden && (has("invalid token") || has("missing client token") || has("bad token")):
 		r.verdict, r.err = badToken, unavailable("the token is not valid any more: it expired or was revoked")
 	case e.StatusCode == http.StatusForbidden, e.StatusCode == http.StatusBadRequest:
@@ -265,7 +273,7 @@ func (c *client) classify(end *api.Client, e *api.ResponseError, resp *api.Respo
 	case e.StatusCode == http.StatusPreconditionFailed:
 		r.verdict, r.err = notNow, unavailable("this node has not seen our last write yet (412)")
 	case e.StatusCode == http.StatusTooManyRequests:
-		r.verdict, r.err = notNow, unavailable("its rate limit is reached (429): raise the quota or wait")
+		r.verdict, r.err = notNow, unavailable(rateLimitText+" (429): raise the quota or wait")
 	case has("Vault is sealed"):
 		r.verdict, r.err = notNow, unavailable("Vault is sealed: unseal it (vault operator unseal)")
 	case has("not initialized"):
@@ -273,7 +281,7 @@ func (c *client) classify(end *api.Client, e *api.ResponseError, resp *api.Respo
 	case has("local node not active"):
 		r.verdict, r.err = notNow, unavailable("a standby that knows no leader: check the other nodes")
 	case e.StatusCode >= 500:
-		r.verdict, r.err = unknown, unavailable("the server failed (%d %s): look at its log; if an audit device is full or gone, every request fails so", e.StatusCode, text)
+		r.verdict, r.err = unknown, unavailable(serverFailedText+" (%d %s): look at its log; if an audit device is full or gone, every request fails so", e.StatusCode, text)
 	default:
 		r.verdict, r.err = refused, unavailable("unexpected answer %d %s", e.StatusCode, text)
 	}

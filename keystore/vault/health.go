@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/api"
@@ -135,7 +136,7 @@ func (c *client) healthOf(ctx context.Context, end *api.Client) Health {
 func (c *client) healthOfToken(ctx context.Context, end *api.Client, set func(HealthState, string, ...any) Health, skew time.Duration) Health {
 	token, err := c.session.use(ctx)
 	if err != nil {
-		return set(TokenInvalid, "there is no login: %v", err)
+		return set(loginState(err), "there is no login: %v", err)
 	}
 	// A renewal or spoiling in between changes the client's token, so ask with ours.
 	own, err := end.CloneWithHeaders()
@@ -165,6 +166,19 @@ func (c *client) healthOfToken(ctx context.Context, end *api.Client, set func(He
 		return set(ClockSkew, "this clock and that of %s are %s apart: set them by NTP; records made now have a wrong time", end.Address(), skew)
 	}
 	return set(Ready, "%s takes keys", end.Address())
+}
+
+// loginState tells a login that was refused from one that the server could not
+// do: a login is a write, and fails as every write does.
+func loginState(err error) HealthState {
+	for part, state := range map[string]HealthState{
+		noQuorumText: NoQuorum, serverFailedText: AuditFailing, rateLimitText: RateLimited, noAnswerText: Unreachable,
+	} {
+		if strings.Contains(err.Error(), part) {
+			return state
+		}
+	}
+	return TokenInvalid
 }
 
 type sysHealth struct {
