@@ -31,6 +31,11 @@ func TestVaultEscrow(t *testing.T) {
 		l.write(role+".yaml", l.config(fmt.Sprintf(
 			"login: {approle: {role_id_file: %[1]s.role-id, secret_id_file: %[1]s.secret-id, token_cache: %[1]s.token}}", role)))
 	}
+	impatient, err := os.ReadFile(filepath.Join(l.dir, "station.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.write("station.yaml", strings.Replace(string(impatient), "patience: 3s", "patience: 1s", 1))
 	id, err := age.GenerateX25519Identity()
 	if err != nil {
 		t.Fatal(err)
@@ -134,6 +139,9 @@ func TestVaultEscrow(t *testing.T) {
 	rec.Key.Wipe()
 	if metas, err := ota.List(t.Context(), mac); err != nil || len(metas) != 1 || metas[0].Current() != keystore.InSilicon {
 		t.Errorf("%+v, %v", metas, err)
+	}
+	if out := l.run(0, "keystore", "check", "vault:auditor.yaml"); !strings.Contains(out, " 0 findings") {
+		t.Error(out)
 	}
 	l.run(0, "audit", "reconcile", "--journal", "journal.db", "--keystore", "vault:auditor.yaml", "--json")
 	l.run(0, "journal", "verify", "journal.db", "--public-key", "journal.db.pub", "--anchor", "vault:station.yaml")

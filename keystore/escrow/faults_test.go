@@ -48,7 +48,7 @@ type play struct {
 func newPlay(t *testing.T, at, way int) *play {
 	p := &play{t: t, b: newBench(t), at: at, way: way}
 	p.b.cfg.quick = true
-	if dir, err := os.MkdirTemp("/dev/shm", "escrow"); err == nil { // thousands of folders
+	if dir, err := os.MkdirTemp("/dev/shm", "escrow"); err == nil { //nolint:usetesting // thousands of folders, in memory
 		t.Cleanup(func() { _ = os.RemoveAll(dir) })
 		p.b.dir, p.b.cfg.Dir = dir, dir
 	}
@@ -294,7 +294,7 @@ func TestFaults(t *testing.T) {
 func TestOrderOfWriting(t *testing.T) {
 	b, s := begun(t)
 	var ops []string
-	s.spool.fault = func(op, name string) (error, error) {
+	s.spool.fault = func(op, _ string) (error, error) {
 		if op != "read" && op != "list" {
 			ops = append(ops, op)
 		}

@@ -190,7 +190,6 @@ type entry struct {
 	states   []keystore.State
 	uploaded bool
 	done     *outcome // drained
-	moved    bool     // its files are all in drained
 }
 
 func (e entry) superseded() bool { return keystore.Meta{States: e.states}.Superseded() }

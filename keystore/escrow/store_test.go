@@ -551,7 +551,10 @@ func TestUnitsAreMerged(t *testing.T) {
 	if err != nil || len(got) != 6 || !slices.IsSortedFunc(got, func(a, b chip.MAC) int { return bytes.Compare(a[:], b[:]) }) {
 		t.Errorf("%v, %v", got, err)
 	}
-	for range s.Units(t.Context()) {
+	for _, err := range s.Units(t.Context()) {
+		if err != nil {
+			t.Error(err)
+		}
 		break
 	}
 }
