@@ -49,6 +49,8 @@ var may = map[string][]string{
 	"provision":    onBase("esp", "efuse", "keystore", "provision"),
 	"station":      onBase("esp", "efuse", "keystore", "provision", "station"),
 	"station/port": onBase("esp", "internal/espsim"),
+	// A screen gets views and reports; neither keys nor who holds them.
+	"station/web": {"esp/chip", "provision", "station"},
 	"cmd":          onBase("esp", "efuse", "keystore", "provision", "station", "internal/espsim", "internal/sample"),
 
 	// The simulated chip shares no codec with the client.
@@ -77,6 +79,8 @@ var only = map[string][]string{
 	"go.bug.st/serial":               {"station/port"},
 	"github.com/nats-io/nats.go":     {"station/outbox/jetstream"},
 	"github.com/nats-io/nats-server": {}, // tests only
+	"github.com/chromedp":            {}, // tests only
+	"github.com/pb33f":               {}, // tests only
 }
 
 // public are the packages whose API a module of somebody else uses.
