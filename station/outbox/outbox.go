@@ -168,6 +168,7 @@ func (o *Outbox) Run(ctx context.Context) error {
 		})
 	}
 	all.Wait()
+	<-ctx.Done() // also without a sink
 	return errors.Join(errs...)
 }
 

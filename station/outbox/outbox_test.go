@@ -25,13 +25,7 @@ import (
 
 const testID = "000102030405060708090a0b0c0d0e0f"
 
-func TestMain(m *testing.M) {
-	if dir := os.Getenv(childDir); dir != "" {
-		child(dir)
-		return
-	}
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // memory is a sink that keeps what it gets.
 type memory struct {

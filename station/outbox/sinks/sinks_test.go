@@ -19,7 +19,12 @@ import (
 	"github.com/provisiond/provisiond/station/outbox/outboxtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(envChild); dir != "" {
+		os.Exit(station(dir))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // The example of docs/factory.md, which decodes without unknown keys.
 func example(t *testing.T) (c Config) {
@@ -156,7 +161,9 @@ func TestNoSinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.Notify()
-	if err := o.Run(t.Context()); err != nil || len(o.Status()) != 0 {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := o.Run(ctx); err != nil || len(o.Status()) != 0 {
 		t.Error(err)
 	}
 }

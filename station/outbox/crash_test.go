@@ -1,5 +1,0 @@
-package outbox
-
-const childDir = "PROVISIOND_OUTBOX_CHILD"
-
-func child(string) {}
