@@ -162,7 +162,20 @@ func (p place) open(ctx context.Context) (port.Port, error) {
 		here, seen, changed := t.here, t.seen, t.changed
 		p.b.mu.Unlock()
 		if here && !seen.Away {
-			return port.Open(ctx, seen.OpenPath(), p.b.options)
+			opened, err := port.Open(ctx, seen.OpenPath(), p.b.options)
+			if err != nil {
+				return nil, err
+			}
+			// While a hub comes back names move: is this still the slot's position?
+			at, err := discover.Lookup(discover.Roots{Sys: p.b.options.Sys, Dev: p.b.options.Dev}, seen.OpenPath())
+			if err == nil && at.Key() == seen.Key() {
+				return opened, nil
+			}
+			_ = opened.Close()
+			if err == nil {
+				err = fmt.Errorf("%s is at %s now, and the slot is at %s", seen.OpenPath(), at.Binding(), seen.Binding())
+			}
+			return nil, err
 		}
 		select {
 		case <-changed:

@@ -6,8 +6,8 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"fmt"
-	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -82,6 +82,7 @@ type viewer struct {
 	lang   *lang
 	theme  string
 	person *station.Person // nil: nobody has logged in
+	name   string          // of the person, for the screen
 }
 
 func (v viewer) may(action people.Action) bool {
@@ -123,7 +124,7 @@ func (s *Server) newRequest(w http.ResponseWriter, r *http.Request, use bool) *r
 	q := &request{viewer: viewer{s: s, lang: s.chooseLang(r), theme: theme(r)}, w: w, r: r}
 	if c, err := r.Cookie(s.cookieName(r)); err == nil && len(c.Value) <= maxToken {
 		if se, ok := s.o.People.Session(c.Value, use); ok {
-			q.person, q.token = &se.Person, c.Value
+			q.person, q.token, q.name = &se.Person, c.Value, se.Display
 		}
 	}
 	return q
@@ -138,6 +139,7 @@ func (s *Server) cookieName(r *http.Request) string {
 	return "provisiond"
 }
 
+// setCookie sets a cookie; 0 seconds are until the browser ends, fewer take it away.
 func (s *Server) setCookie(w http.ResponseWriter, r *http.Request, name, value string, seconds int) {
 	//nolint:gosec // Secure is set where there is TLS; without it only loopback listens
 	http.SetCookie(w, &http.Cookie{
@@ -147,12 +149,12 @@ func (s *Server) setCookie(w http.ResponseWriter, r *http.Request, name, value s
 }
 
 // from is the address that asks, without its port.
-func from(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
+func from(r *http.Request) netip.Addr {
+	a, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
-		return r.RemoteAddr
+		return netip.Addr{}
 	}
-	return host
+	return a.Addr().Unmap()
 }
 
 // localPath takes only paths of this server.

@@ -236,7 +236,7 @@ func (d *double) CloseLot(_ context.Context, by station.Person, id string) error
 func (d *double) Lots(context.Context, int) ([]station.LotView, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return slices.Clone(d.lots), nil
+	return slices.Clone(d.lots), d.err
 }
 
 func (d *double) History(_ context.Context, q station.HistoryQuery) ([]station.UnitView, error) {
@@ -329,19 +329,19 @@ func (c *crowd) Login(_ context.Context, k web.Credentials) (web.Session, error)
 	}
 	var p station.Person
 	switch {
-	case k.Badge == "4711":
+	case k.Kind == people.Badge && k.Secret == "4711":
 		p = station.Person{Name: "li", Role: string(people.Operator)}
-	case k.Name == "li" && k.Secret == "1234":
+	case k.Kind == people.PIN && k.Name == "li" && k.Secret == "1234":
 		p = station.Person{Name: "li", Role: string(people.Operator)}
-	case k.Name == "eve" && k.Secret == "engineer's word":
+	case k.Kind == people.Password && k.Name == "eve" && k.Secret == "engineer's word":
 		p = station.Person{Name: "eve", Role: string(people.Engineer)}
-	case k.Name == "ada" && k.Secret == "auditor's word":
+	case k.Kind == people.Password && k.Name == "ada" && k.Secret == "auditor's word":
 		p = station.Person{Name: "ada", Role: string(people.Auditor)}
 	default:
 		return web.Session{}, &web.DeniedError{}
 	}
 	c.n++
-	s := web.Session{Token: fmt.Sprintf("token-%d-%s", c.n, p.Name), Person: p, Expires: time.Now().Add(8 * time.Hour)}
+	s := web.Session{Token: fmt.Sprintf("token-%d-%s", c.n, p.Name), Person: p, Display: p.Name}
 	c.sessions[s.Token] = s
 	return s, nil
 }

@@ -28,11 +28,17 @@ func (s *Server) doLogin(q *request) error {
 	if err := q.r.ParseForm(); err != nil {
 		return formError(err)
 	}
-	c := Credentials{
-		Badge: strings.TrimSpace(q.r.PostForm.Get("badge")), Name: strings.TrimSpace(q.r.PostForm.Get("name")),
-		Secret: q.r.PostForm.Get("secret"), From: from(q.r),
+	c := Credentials{Kind: people.PIN, Name: strings.TrimSpace(q.r.PostForm.Get("name")), Secret: q.r.PostForm.Get("secret"), From: from(q.r)}
+	switch {
+	case q.r.PostForm.Has("badge"):
+		c.Kind, c.Name = people.Badge, ""
+		c.Secret = strings.TrimSpace(q.r.PostForm.Get("badge"))
+		if strings.HasPrefix(normalise(c.Secret), prefixBadge) {
+			c.Secret = strings.TrimPrefix(normalise(c.Secret), prefixBadge)
+		}
+	case q.r.FormValue("with") == "password":
+		c.Kind = people.Password
 	}
-	c.Badge = strings.TrimPrefix(c.Badge, prefixBadge)
 	if err := s.login(q, c); err != nil {
 		if q.hx() {
 			return err
@@ -46,7 +52,7 @@ func (s *Server) doLogin(q *request) error {
 }
 
 func (q *request) logProblem(p *problem) {
-	q.s.log.Warn("login refused", zap.String("from", from(q.r)), zap.Int("status", p.Status))
+	q.s.log.Warn("login refused", zap.Stringer("from", from(q.r)), zap.Int("status", p.Status))
 }
 
 // loginProblem says a refused login in the viewer's language.
@@ -63,7 +69,7 @@ func (q *request) loginProblem(p *problem) *problem {
 
 // login begins a session. Nobody is in before it stands in the journal.
 func (s *Server) login(q *request, c Credentials) error {
-	if err := errors.Join(sized("badge", c.Badge, maxCode), sized("name", c.Name, maxName), sized("secret", c.Secret, maxSecret)); err != nil {
+	if err := errors.Join(sized("name", c.Name, maxName), sized("secret", c.Secret, maxSecret)); err != nil {
 		return err
 	}
 	se, err := s.o.People.Login(q.r.Context(), c)
@@ -72,12 +78,12 @@ func (s *Server) login(q *request, c Credentials) error {
 	}
 	// Whoever was in before at this browser is out now: a shift changes by one scan.
 	s.logout(q)
-	if err := s.o.Station.Record(q.r.Context(), se.Person, "login", map[string]any{"from": c.From}); err != nil {
+	if err := s.o.Station.Record(q.r.Context(), se.Person, "login", map[string]any{"from": c.From.String()}); err != nil {
 		s.o.People.Logout(se.Token)
 		return err
 	}
-	s.setCookie(q.w, q.r, s.cookieName(q.r), se.Token, max(1, int(time.Until(se.Expires).Seconds())))
-	q.person, q.token = &se.Person, se.Token
+	s.setCookie(q.w, q.r, s.cookieName(q.r), se.Token, 0)
+	q.person, q.token, q.name = &se.Person, se.Token, se.Display
 	return nil
 }
 
@@ -196,7 +202,7 @@ func (s *Server) doScan(q *request) error {
 	case code == "":
 		return q.scanned(nil, "", nil)
 	case strings.HasPrefix(code, prefixBadge):
-		if err := s.login(q, Credentials{Badge: strings.TrimPrefix(code, prefixBadge), From: from(q.r)}); err != nil {
+		if err := s.login(q, Credentials{Kind: people.Badge, Secret: strings.TrimPrefix(code, prefixBadge), From: from(q.r)}); err != nil {
 			return q.scanned(nil, "", err)
 		}
 		return q.goTo("/")

@@ -35,7 +35,7 @@ func loadPages(langs map[string]*lang) (map[string]*template.Template, error) {
 		t, err := template.New("").Funcs(template.FuncMap{
 			"t": l.t, "word": l.word, "secs": l.seconds, "pct": l.percent, "bytes": l.bytes,
 			"clock": clock, "date": date, "hex": func(n any) string { return fmt.Sprintf("0x%x", n) },
-			"asset": asset, "dict": dict, "short": short, "verdictState": verdictState, "sources": sources, "languages": func() []string { return languages },
+			"asset": asset, "dict": dict, "short": short, "verdictState": verdictState, "sources": sources, "mac": splitMAC, "languages": func() []string { return languages },
 		}).ParseFS(templateFiles, "templates/*.html")
 		if err != nil {
 			return nil, err
@@ -59,6 +59,15 @@ func dict(kv ...any) (map[string]any, error) {
 		m[k] = kv[i+1]
 	}
 	return m, nil
+}
+
+// splitMAC parts a MAC after its vendor's half, which a small tile leaves out.
+func splitMAC(unit string) struct{ Vendor, Rest string } {
+	const half = len("24:0a:c4:")
+	if len(unit) <= half {
+		return struct{ Vendor, Rest string }{"", unit}
+	}
+	return struct{ Vendor, Rest string }{unit[:half], unit[half:]}
 }
 
 // source is a choice of where serial numbers come from.
@@ -298,6 +307,7 @@ type pageData struct {
 	Nav         string
 	Path        string
 	Person      *station.Person
+	Name        string // of the person, for the screen
 	May         map[string]bool
 	Status      statusData
 	Since       string // where the page's stream begins
@@ -311,7 +321,7 @@ func (q *request) show(status int, name, title, nav string, body any) error {
 	f := q.s.feed.current()
 	d := pageData{
 		Lang: q.lang.tag, Theme: q.theme, Title: title, Nav: nav, Path: localPath(q.r.URL.RequestURI()),
-		Person: q.person, May: map[string]bool{}, Since: q.s.feed.id(f.rev), Body: body,
+		Person: q.person, Name: q.name, May: map[string]bool{}, Since: q.s.feed.id(f.rev), Body: body,
 	}
 	if q.r.Method != http.MethodGet {
 		d.Path = "/"

@@ -2,32 +2,33 @@ package web
 
 import (
 	"context"
+	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/provisiond/provisiond/station"
 	"github.com/provisiond/provisiond/station/people"
 )
 
-// Credentials are what somebody shows at the door: a badge, or a name with a PIN
-// or a password.
+// Credentials are what somebody shows at the door: a badge, or a name with a PIN,
+// or a name with a password.
 type Credentials struct {
-	Badge  string
-	Name   string
+	Kind   people.Kind
+	Name   string // none for a badge
 	Secret string
-	From   string // the address that asks, for the rate limit
+	From   netip.Addr // that asks, for the rate limit
 }
 
 // Session is somebody who has logged in.
 type Session struct {
 	Token   string // for the cookie
 	Person  station.Person
-	Expires time.Time
+	Display string // the name for the screen
 }
 
-// People knows who is who and may do what. Errors of Login are
-// *station.ActionError or a *DeniedError.
+// People knows who is who. What a role may do, people.Authorize knows.
 type People interface {
-	// Login checks credentials, at a limited rate.
+	// Login checks credentials, at a limited rate. A refused login is a *DeniedError.
 	Login(ctx context.Context, c Credentials) (Session, error)
 	// Session finds a session by its token. With use it counts as activity, which
 	// puts off the end of a session that nobody uses.
@@ -48,6 +49,59 @@ func (e *DeniedError) Error() string {
 		return "too many tries: wait"
 	}
 	return "badge, name, PIN or password is not right"
+}
+
+// FromBook makes People of the station's file of people.
+func FromBook(b *people.Book) People { return book{b} }
+
+type book struct{ b *people.Book }
+
+func (k book) Login(ctx context.Context, c Credentials) (Session, error) {
+	secret := []byte(c.Secret)
+	defer clear(secret)
+	var l people.Login
+	var err error
+	switch c.Kind {
+	case people.Badge:
+		l, err = k.b.ByBadge(ctx, c.From, secret)
+	case people.PIN:
+		l, err = k.b.ByPIN(ctx, c.From, c.Name, secret)
+	case people.Password:
+		l, err = k.b.ByPassword(ctx, c.From, c.Name, secret)
+	default:
+		err = people.ErrDenied
+	}
+	var limited *people.LimitedError
+	switch {
+	case err == nil:
+		return newSession(l.Token.Reveal(), l.Person), nil
+	case errors.As(err, &limited):
+		return Session{}, &DeniedError{RetryAfter: limited.After}
+	case errors.Is(err, people.ErrBusy):
+		return Session{}, &DeniedError{RetryAfter: time.Second}
+	case errors.Is(err, people.ErrDenied):
+		return Session{}, &DeniedError{}
+	}
+	return Session{}, &station.ActionError{Kind: station.ActionFailed, Text: "nobody can log in", Next: "an administrator mends the file of people", Err: err}
+}
+
+func (k book) Session(token string, use bool) (Session, bool) {
+	find := k.b.Peek
+	if use {
+		find = k.b.Session
+	}
+	s, err := find(token)
+	return newSession(token, s.Person), err == nil
+}
+
+func (k book) Logout(token string) { k.b.Logout(token) }
+
+func newSession(token string, p people.Person) Session {
+	display := p.Display
+	if display == "" {
+		display = p.Name
+	}
+	return Session{Token: token, Person: station.Person{Name: p.Name, Role: string(p.Role)}, Display: display}
 }
 
 // The actions that routes ask for: those of package people, and one more.

@@ -22,6 +22,9 @@ const (
 	closingLimit = 5 * time.Second
 )
 
+// Secure reports whether the pages come over TLS.
+func (s *Server) Secure() bool { return s.o.Config.TLS.Mode != TLSOff }
+
 // ListenAndServe listens as the configuration says and serves until ctx ends. Its
 // self-made certificate lives in dir. Listening is told to up, which may be nil.
 func (s *Server) ListenAndServe(ctx context.Context, dir string, up func(net.Addr)) error {
