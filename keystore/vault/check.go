@@ -177,7 +177,7 @@ func (k *checker) judge(unit chip.MAC, v view) {
 			k.report.Pending++
 			k.mu.Unlock()
 		case missing:
-			k.find(keystore.FindingClaimOnly, unit, m.Fingerprint, "job %s of station %s claimed it and its record never came", m.Job, m.Station)
+			k.find(keystore.FindingClaimOnly, unit, m.Fingerprint, "job %s of station %s claimed it and its record never came: start the job again, or look for the record in that station's escrow", m.Job, m.Station)
 		case !slices.Contains(v.names, fp):
 			k.find(keystore.FindingDamaged, unit, m.Fingerprint, "it can be read and is not listed")
 		}
