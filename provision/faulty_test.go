@@ -3,6 +3,7 @@ package provision_test
 import (
 	"context"
 	"errors"
+	"iter"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/espsim"
@@ -93,6 +94,13 @@ func (j *faultyJournal) Append(ctx context.Context, e journal.Entry) (journal.En
 		}
 	}
 	return journal.Entry{}, errInjected
+}
+
+// Head and Entries are those of a memoryJournal.
+func (j *faultyJournal) Head() (uint64, journal.Hash) { return j.Journal.(*memoryJournal).Head() }
+
+func (j *faultyJournal) Entries(from, to uint64) iter.Seq2[journal.Entry, error] {
+	return j.Journal.(*memoryJournal).Entries(from, to)
 }
 
 // watchJournal tells how many burns there were since the entry before.

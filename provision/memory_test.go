@@ -240,6 +240,33 @@ func (j *memoryJournal) Append(ctx context.Context, e journal.Entry) (journal.En
 	return e, nil
 }
 
+func (j *memoryJournal) Head() (uint64, journal.Hash) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	n := len(j.entries)
+	if n == 0 {
+		return 0, journal.Hash{}
+	}
+	line, err := j.entries[n-1].Canonical()
+	if err != nil {
+		panic(err) // it was appended
+	}
+	return uint64(n), journal.HashLine(line)
+}
+
+func (j *memoryJournal) Entries(from, to uint64) iter.Seq2[journal.Entry, error] {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	part := slices.Clone(j.entries[from:to])
+	return func(yield func(journal.Entry, error) bool) {
+		for _, e := range part {
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
 func (j *memoryJournal) Unit(mac chip.MAC) ([]journal.Entry, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

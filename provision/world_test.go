@@ -116,7 +116,7 @@ func quickDir(t testing.TB) string {
 	if info, err := os.Stat(memory); err != nil || !info.IsDir() {
 		return t.TempDir()
 	}
-	dir, err := os.MkdirTemp(memory, "provision")
+	dir, err := os.MkdirTemp(memory, "provision") //nolint:usetesting // t.TempDir is on a disk
 	if err != nil {
 		return t.TempDir()
 	}
