@@ -105,8 +105,9 @@ type Options struct {
 	Plan func(ctx context.Context, job *provision.Job) (*provision.PlanReport, error)
 	// Certificate makes the signed certificate of a unit; nil: not offered.
 	Certificate func(ctx context.Context, unit chip.MAC) ([]byte, error)
-	// Reprint prints a unit's label again; nil: there is no printer.
-	Reprint func(ctx context.Context, unit string) error
+	// Reprint asks for a unit's label again, and writes into the journal who asked;
+	// nil: there is no printer.
+	Reprint func(ctx context.Context, by Person, unit chip.MAC) error
 	// OnResult hears every result, after the journal has it. It must not block.
 	OnResult func(slot string, r *provision.Result)
 	// Trace gets the frames of all lines; may be nil.
@@ -448,7 +449,7 @@ func (s *Station) Certificate(ctx context.Context, unit string) ([]byte, error) 
 	return s.o.Certificate(ctx, mac)
 }
 
-// Reprint prints a unit's label again, which the journal holds.
+// Reprint asks for a unit's label again.
 func (s *Station) Reprint(ctx context.Context, by Person, unit string) error {
 	mac, err := chip.ParseMAC(unit)
 	if err != nil {
@@ -457,10 +458,7 @@ func (s *Station) Reprint(ctx context.Context, by Person, unit string) error {
 	if s.o.Reprint == nil {
 		return conflict("configure a label printer", "this station prints no labels")
 	}
-	if _, err := s.appendFor(ctx, mac, journal.KindOperator, "", "reprint", map[string]any{"operator": by.Name}); err != nil {
-		return err
-	}
-	return s.o.Reprint(ctx, unit)
+	return s.o.Reprint(ctx, by, mac)
 }
 
 // Record writes what a person did into the journal. Logging in makes somebody the

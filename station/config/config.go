@@ -24,6 +24,7 @@ import (
 
 	"github.com/provisiond/provisiond/keystore/escrow"
 	"github.com/provisiond/provisiond/station/hook"
+	"github.com/provisiond/provisiond/station/outbox/sinks"
 	"github.com/provisiond/provisiond/station/web"
 )
 
@@ -66,6 +67,9 @@ type File struct {
 	Web web.Config `yaml:"web"`
 	// Hooks are programs that are run before and after each unit.
 	Hooks hook.Config `yaml:"hooks"`
+	// Out is what leaves the station: webhooks, hot folders, labels, JetStream
+	// (docs/factory.md).
+	Out sinks.Config `yaml:"out"`
 	// Simulated lets the station have simulated slots (sim://), and nothing else:
 	// units of such a station count in no yield.
 	Simulated *Simulated `yaml:"simulated"`
@@ -296,7 +300,7 @@ func (f *File) parts() []error {
 		path string
 		err  error
 	}{
-		{"web", f.Web.Validate()}, {"hooks", f.Hooks.Validate()}, {"escrow", f.escrow()},
+		{"web", f.Web.Validate()}, {"hooks", f.Hooks.Validate()}, {"escrow", f.escrow()}, {"out", f.Out.Validate()},
 	} {
 		for _, err := range flatten(p.err) {
 			path, problem, ok := strings.Cut(strings.TrimPrefix(err.Error(), p.path+"."), ": ")
