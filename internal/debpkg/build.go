@@ -187,7 +187,9 @@ const doc = "/usr/share/doc/provisiond/"
 
 func (p *pkg) contents(ctx context.Context, binary string) error {
 	p.add(binary, "/usr/bin/provisiond", "", 0o755)
-	p.add("", "/etc/provisiond", "dir", 0o755)
+	for _, dir := range []string{"", "/recipes", "/ports.d"} { // as the example configuration has them
+		p.add("", "/etc/provisiond"+dir, "dir", 0o755)
+	}
 	for src, dst := range map[string]string{
 		"systemd/provisiond.service":               "/lib/systemd/system/provisiond.service",
 		"systemd/provisiond.sysusers":              "/usr/lib/sysusers.d/provisiond.conf",

@@ -319,6 +319,7 @@ func lifecycle(t *testing.T, tree, deb string) {
 	}
 	for name, mode := range map[string]fs.FileMode{
 		"usr/bin/provisiond": 0o755, "lib/systemd/system/provisiond.service": 0o644, "etc/provisiond": fs.ModeDir | 0o755,
+		"etc/provisiond/recipes": fs.ModeDir | 0o755, "etc/provisiond/ports.d": fs.ModeDir | 0o755,
 		"etc/provisiond/station.yaml": 0o644, "lib/udev/rules.d/60-provisiond.rules": 0o644,
 		"usr/share/man/man1/provisiond.1.gz": 0o644, "usr/share/doc/provisiond/install.md": 0o644,
 		"usr/share/doc/provisiond/examples/vault/keystore.yaml": 0o644,
