@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -153,4 +154,66 @@ func TestVaultEscrow(t *testing.T) {
 	unit(0, 5, escrow...)
 	l.run(0, "journal", "verify", "journal.db", "--anchor", "vault:station.yaml")
 	l.run(13, "journal", "verify", "old.db", "--anchor", "vault:station.yaml")
+}
+
+// TestVaultGoesAwayMidUnit seals the real Vault in the middle of a unit, without
+// an escrow: before custody the unit ends unburned with exit code 12, after it the
+// unit is finished, and no new one is begun meanwhile.
+func TestVaultGoesAwayMidUnit(t *testing.T) {
+	t.Parallel()
+	l := newVaultLine(t)
+	config, err := os.ReadFile(filepath.Join(l.dir, "station.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.write("station.yaml", strings.Replace(string(config), "patience: 3s", "patience: 1s", 1))
+	m, err := chip.ByName("esp32c3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sample.Write(l.dir, sample.Product{Chip: m, Profile: "hybrid"}); err != nil {
+		t.Fatal(err)
+	}
+	l.run(0, "journal", "init", "journal.db", "--station", "line1")
+	unit := func(n int, observe func(provision.Event)) (r provision.Result, code int) {
+		t.Helper()
+		var out, errOut bytes.Buffer
+		code = run(t.Context(), []string{
+			"provision", "--recipe", filepath.Join(l.dir, "sample-esp32c3.yaml"), "--keystore", "vault:" + filepath.Join(l.dir, "station.yaml"),
+			"--journal", filepath.Join(l.dir, "journal.db"), "--json",
+			"--port", fmt.Sprintf("sim://esp32c3?mac=02:00:00:00:00:%02x&state=%s&app-prints=%s", n, filepath.Join(l.dir, fmt.Sprintf("board-%d", n)), strings.ReplaceAll(sample.AppText, " ", "%20")),
+		}, strings.NewReader(""), &out, &errOut, observe)
+		if err := json.Unmarshal(out.Bytes(), &r); err != nil && out.Len() > 0 {
+			t.Fatalf("%v: %s%s", err, &out, &errOut)
+		}
+		return r, code
+	}
+	for n, c := range []struct {
+		step string
+		code int
+	}{{"flash", 12}, {"custody", 12}, {"protect-key", 0}, {"boot-check", 0}} {
+		done := false
+		r, code := unit(n+1, func(e provision.Event) {
+			if e.Step == c.step && !done {
+				done = true
+				l.srv.Seal(t)
+			}
+		})
+		burned := false
+		for _, s := range r.Steps {
+			burned = burned || s.Name == "burn-key"
+		}
+		if code != c.code || !done || burned != (code == 0) {
+			t.Errorf("sealed at %s: exit code %d, burned %v: %s", c.step, code, burned, r.Reason)
+		}
+		if _, code := unit(0x40+n, nil); code != 12 {
+			t.Errorf("a new unit was begun while Vault is sealed: exit code %d", code)
+		}
+		l.srv.Unseal(t)
+		if code == 12 { // the same job goes on
+			if r, code := unit(n+1, nil); code != 0 {
+				t.Errorf("after the unseal: exit code %d: %s", code, r.Reason)
+			}
+		}
+	}
 }
