@@ -87,19 +87,27 @@ func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) error {
 	return nil
 }
 
-// paceChunk is how many bytes a paced Write moves at once.
-const paceChunk = 16
+// A paced Write moves so many bytes at once: what the line carries in paceTime, and
+// paceChunk at least. Many boards at once then cost few wake-ups.
+const (
+	paceChunk = 16
+	paceTime  = 2 * time.Millisecond
+)
 
 // Write sends p to the chip, which acts on it before Write returns.
 func (c *Chip) Write(ctx context.Context, p []byte) (n int, err error) {
+	began := time.Now()
 	for n < len(p) {
 		if err := ctx.Err(); err != nil {
 			return n, err
 		}
 		chunk := p[n:]
 		if c.opt.Pace {
-			chunk = chunk[:min(len(chunk), paceChunk)]
-			if err := sleep(ctx, c.lineTime(len(chunk)), nil); err != nil {
+			byteTime := c.lineTime(1)
+			chunk = chunk[:min(len(chunk), max(paceChunk, int(paceTime/byteTime)))]
+			// By the time since the first byte: a sleep that lasted too long must not make
+			// the line slower.
+			if err := c.pace(ctx, began.Add(time.Duration(n+len(chunk))*byteTime)); err != nil {
 				return n, err
 			}
 		}
@@ -110,6 +118,14 @@ func (c *Chip) Write(ctx context.Context, p []byte) (n int, err error) {
 		}
 	}
 	return n, nil
+}
+
+// pace waits until the stop bit of a chunk's last byte.
+func (c *Chip) pace(ctx context.Context, end time.Time) error {
+	if d := time.Until(end); d > 0 {
+		return sleep(ctx, d, nil)
+	}
+	return ctx.Err()
 }
 
 func (c *Chip) lineTime(n int) time.Duration {
