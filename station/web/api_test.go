@@ -335,7 +335,7 @@ func TestAPIActions(t *testing.T) {
 		{call{path: "slots/A1/abort"}, `abort A1 by mes-engineer`},
 		{call{path: "slots/A1/clear", body: `{"note":"cable"}`}, `clear A1 "cable" by mes-engineer`},
 		{call{path: "lots/L1/close"}, `close L1 by mes-engineer`},
-		{call{path: "units/240AC4001F01/reprint"}, `reprint 24:0a:c4:00:1f:01 by mes-engineer`},
+		{call{path: "units/24:0A:C4:00:1F:01/reprint"}, `reprint 24:0a:c4:00:1f:01 by mes-engineer`},
 		{call{path: "scan", body: `{"code":" sn:ab1 "}`}, `scan SN:ab1 by mes-engineer`},
 	} {
 		d := newDouble(2)

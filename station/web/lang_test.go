@@ -77,7 +77,7 @@ var (
 	keyUsed  = regexp.MustCompile(`\bt "([a-z0-9.-]+)"`)
 	keyMade  = regexp.MustCompile(`\bt \(print "([a-z.]+)" `)
 	wordUsed = regexp.MustCompile(`\bword "([a-z]+)"`)
-	keyInGo  = regexp.MustCompile(`"((?:title|done|confirm|error|scan|code|unit)\.[a-z-]+)"`)
+	keyInGo  = regexp.MustCompile(`"((?:title|done|confirm|error|scan|code|unit)\.[a-z.-]+)"`)
 )
 
 // TestKeysAreThere: every key that a template or a handler names is in the files,

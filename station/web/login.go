@@ -177,8 +177,8 @@ func normalise(code string) string {
 	if code == "" {
 		return ""
 	}
-	if _, err := chip.ParseMAC(code); err == nil {
-		return prefixMAC + code
+	if mac, ok := parseMAC(code); ok {
+		return prefixMAC + mac
 	}
 	prefix, value, ok := strings.Cut(code, ":")
 	if !ok {
@@ -186,10 +186,21 @@ func normalise(code string) string {
 	}
 	prefix = strings.ToUpper(strings.TrimSpace(prefix)) + ":"
 	value = strings.TrimSpace(value)
-	if prefix == prefixCommand {
+	switch prefix {
+	case prefixCommand:
 		value = strings.ToUpper(value)
+	case prefixMAC:
+		if mac, ok := parseMAC(value); ok {
+			value = mac
+		}
 	}
 	return prefix + value
+}
+
+// parseMAC reads a MAC as labels print it too, in capitals.
+func parseMAC(s string) (string, bool) {
+	mac, err := chip.ParseMAC(strings.ToLower(s))
+	return mac.String(), err == nil
 }
 
 func (s *Server) doScan(q *request) error {

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/station"
 )
@@ -516,6 +515,9 @@ func historyQuery(v url.Values) (station.HistoryQuery, error) {
 	if err := errors.Join(sized("lot", h.Lot, maxName), sized("unit", h.Unit, maxSerial)); err != nil {
 		return h, err
 	}
+	if mac, ok := parseMAC(h.Unit); ok {
+		h.Unit = mac
+	}
 	if s := v.Get("before"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {
@@ -752,6 +754,9 @@ func (s *Server) pageAudit(q *request) error {
 	if err := sized("unit", unit, maxSerial); err != nil {
 		return err
 	}
+	if mac, ok := parseMAC(unit); ok {
+		unit = mac
+	}
 	body := map[string]any{"Unit": unit}
 	if unit != "" {
 		units, err := s.o.Station.History(q.r.Context(), station.HistoryQuery{Unit: unit, Limit: historyPage})
@@ -774,11 +779,11 @@ func certificateName(unit string) string {
 
 // unitName takes a base MAC only: it becomes a part of a file's name.
 func (q *request) unitName() (string, error) {
-	mac, err := chip.ParseMAC(q.r.PathValue("unit"))
-	if err != nil {
+	mac, ok := parseMAC(q.r.PathValue("unit"))
+	if !ok {
 		return "", badInput("unit is no MAC address; write 24:0a:c4:00:00:01")
 	}
-	return mac.String(), nil
+	return mac, nil
 }
 
 func (s *Server) doCertificate(q *request) error {
