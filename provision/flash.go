@@ -158,6 +158,7 @@ func (u *unit) flashAll(ctx context.Context, regions []layout.Ciphertext) (obser
 			u.repeat = true
 		}
 		if err == nil {
+			u.res.Baud = baud
 			return observed{"baud": baud, "bytes": u.res.BytesWritten}, nil
 		}
 		if ctx.Err() != nil || errors.Is(err, rom.ErrUnplugged) {

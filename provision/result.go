@@ -64,6 +64,7 @@ type Result struct {
 	Rework         *ReworkResult      `json:"rework,omitempty"`
 	Steps          []StepResult       `json:"steps"`
 	BytesWritten   int64              `json:"bytes_written"`
+	Baud           int                `json:"baud,omitempty"` // that the line carried while the flash was written
 	ElapsedMS      int64              `json:"elapsed_ms"`
 	Warnings       []string           `json:"warnings,omitempty"` // what does not change the verdict and somebody should know
 }

@@ -431,7 +431,7 @@ func (sl *slot) settle(ctx context.Context, a *Arrival, l *lot, res *provision.R
 	sl.change(func(v *SlotView) {
 		v.State, v.Verdict, v.Cause, v.Reason, v.NextStep = state, res.Verdict, res.Cause, res.Reason, res.NextStep
 		v.Warnings, v.ElapsedMS, v.OneWay = res.Warnings, res.ElapsedMS, false
-		v.Chip, v.Revision, v.KeyFingerprint = res.Chip, res.Revision, res.KeyFingerprint
+		v.Chip, v.Revision, v.KeyFingerprint, v.Baud = res.Chip, res.Revision, res.KeyFingerprint, res.Baud
 		if res.Unit != "" {
 			v.Unit, v.Simulated = res.Unit, res.Simulated
 		}
