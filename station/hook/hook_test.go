@@ -224,7 +224,9 @@ func TestChildrenAreKilled(t *testing.T) {
 		_, err := os.ReadFile(fifo)
 		gone <- err
 	}()
-	failure(t, Config{Before: cmd}.RunBefore(t.Context(), unit))
+	if f := failure(t, Config{Before: cmd}.RunBefore(t.Context(), unit)); f.Cause != provision.CauseStation {
+		t.Errorf("cause %s", f.Cause)
+	}
 	select {
 	case err := <-gone:
 		if err != nil {

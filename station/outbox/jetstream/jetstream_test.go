@@ -312,7 +312,7 @@ func newProxy(t *testing.T, to string) *proxy {
 			mu.Unlock()
 			all.Go(func() { _, _ = io.Copy(out, in); _ = out.Close() })
 			all.Go(func() {
-				defer in.Close()
+				defer func() { _ = in.Close() }()
 				buf := make([]byte, 4096)
 				for {
 					n, err := out.Read(buf)

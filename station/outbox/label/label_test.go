@@ -72,7 +72,7 @@ func newPrinter(t *testing.T) *printer {
 }
 
 func (p *printer) serve(c *net.TCPConn, stop chan struct{}) {
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	p.mu.Lock()
 	reset, hold, status := p.reset, p.hold, p.status
 	p.mu.Unlock()

@@ -71,8 +71,13 @@ func ParseStatus(answer []byte) error {
 		line, field int
 		reason      string
 	}{
-		{0, 1, "no paper"}, {0, 2, "paused"}, {0, 5, "its buffer is full"}, {0, 10, "too cold"}, {0, 11, "too hot"},
-		{1, 2, "the head is open"}, {1, 3, "no ribbon"},
+		{0, 1, "no paper"},
+		{0, 2, "paused"},
+		{0, 5, "its buffer is full"},
+		{0, 10, "too cold"},
+		{0, 11, "too hot"},
+		{1, 2, "the head is open"},
+		{1, 3, "no ribbon"},
 	} {
 		switch v := strings.TrimSpace(lines[c.line][c.field]); v {
 		case "0":

@@ -230,7 +230,7 @@ func check(t *testing.T, path, dir string, bus *server.Server, got *received) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer j.Close()
+	defer func() { _ = j.Close() }()
 	var all, finished, passed []uint64
 	for e, err := range j.Entries(0, journal.All) {
 		if err != nil {
