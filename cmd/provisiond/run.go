@@ -70,6 +70,7 @@ type daemon struct {
 
 	store   keystore.Store
 	jrn     *journal.Journal
+	keeping journalKeeping
 	views   *views.Views
 	people  *people.Book
 	station *station.Station
@@ -193,11 +194,16 @@ func (d *daemon) openStore() error {
 }
 
 func (d *daemon) openJournal() error {
-	keeping := journalKeeping{SigningKey: d.cfg.Journal.SigningKey, Anchor: d.cfg.Journal.Anchor}
-	var err error
+	// An outage of the Vault that anchors the journal must not keep a station down:
+	// units after custody can be finished without it.
+	keeping, err := journalKeeping{SigningKey: d.cfg.Journal.SigningKey, Anchor: d.cfg.Journal.Anchor, lenient: true}.withVault(d.cfg.Keystore)
+	if err != nil {
+		return err
+	}
 	if d.jrn, err = keeping.open(d.a, d.cfg.Journal.File); err != nil {
 		return err
 	}
+	d.keeping = keeping
 	d.later(func() {
 		if err := d.jrn.Close(); err != nil {
 			d.a.log.Error("journal", zap.Error(err))
@@ -295,12 +301,10 @@ func (d *daemon) finished(_ string, r *provision.Result) {
 
 // certificate signs what the journal knows of a unit.
 func (d *daemon) certificate(ctx context.Context, mac chip.MAC) ([]byte, error) {
-	file := d.cfg.Journal.SigningKey
-	if file == "" {
-		file = journal.KeyPath(d.cfg.Journal.File)
-	}
-	signer, err := journal.LoadKey(file)
-	if err != nil {
+	signer, closeSigner, err := d.keeping.signer(d.cfg.Journal.File, d.jrn.Info().PublicKey)
+	if err == nil {
+		defer func() { _ = closeSigner() }()
+	} else {
 		return nil, &station.ActionError{Kind: station.ActionFailed, Text: "the certificate cannot be signed here", Next: "use `provisiond audit unit` where the journal's key is", Err: err}
 	}
 	checkpoint, err := d.jrn.Checkpoint(ctx)

@@ -82,9 +82,10 @@ type File struct {
 type Journal struct {
 	File string `yaml:"file"`
 	// SigningKey signs the checkpoints, if it is not beside the journal.
-	// credential:NAME is the file NAME in systemd's credentials directory.
+	// credential:NAME is the file NAME in systemd's credentials directory;
+	// vault-transit is the station's key in the keystore's Vault.
 	SigningKey string `yaml:"signing_key"`
-	// Anchor keeps the signed checkpoints elsewhere: a folder, or `vault` for the
+	// Anchor keeps the signed checkpoints elsewhere: a folder, or vault for the
 	// keystore's server.
 	Anchor string `yaml:"anchor"`
 }
@@ -352,20 +353,29 @@ func (f *File) fill() {
 	if f.Simulated != nil {
 		f.Simulated.Pause = cmp.Or(f.Simulated.Pause, 3*time.Second)
 	}
-	for _, p := range []*string{&f.State, &f.Journal.File, &f.Journal.SigningKey, &f.Ports, &f.People} {
+	for _, p := range []*string{&f.State, &f.Journal.File, &f.Ports, &f.People} {
 		*p = f.Resolve(*p)
 	}
-	if f.Journal.Anchor != "vault" {
-		f.Journal.Anchor = f.Resolve(f.Journal.Anchor)
-	}
-	if rest, ok := strings.CutPrefix(f.Keystore, "vault:"); ok {
-		f.Keystore = "vault:" + f.Resolve(rest)
-	} else {
-		f.Keystore = f.Resolve(f.Keystore)
+	for _, p := range []*string{&f.Journal.SigningKey, &f.Journal.Anchor, &f.Keystore} {
+		*p = f.resolvePrefixed(*p)
 	}
 	if f.Escrow != nil {
 		f.Escrow.Dir = f.Resolve(f.Escrow.Dir)
 	}
+}
+
+// resolvePrefixed resolves the file of vault:FILE and vault-transit:FILE, and what
+// has no prefix.
+func (f *File) resolvePrefixed(name string) string {
+	for _, prefix := range []string{"vault:", "vault-transit:"} {
+		if rest, ok := strings.CutPrefix(name, prefix); ok {
+			return prefix + f.Resolve(rest)
+		}
+	}
+	if name == "vault" || name == "vault-transit" { // that of the keystore
+		return name
+	}
+	return f.Resolve(name)
 }
 
 // Resolve is a file name as seen from the configuration's folder. credential:NAME
