@@ -154,6 +154,16 @@ func TestVaultEscrow(t *testing.T) {
 	unit(0, 5, escrow...)
 	l.run(0, "journal", "verify", "journal.db", "--anchor", "vault:station.yaml")
 	l.run(13, "journal", "verify", "old.db", "--anchor", "vault:station.yaml")
+
+	// A lost disk: a new journal goes on where Vault says that the old one was, and
+	// the old one is then not the newest any more.
+	var old struct{ ID string }
+	if err := json.Unmarshal([]byte(l.run(0, "journal", "verify", "journal.db", "--json")), &old); err != nil {
+		t.Fatal(err)
+	}
+	l.run(0, "journal", "init", "next.db", "--station", "line1", "--succeeds", old.ID, "--signing-key", "vault-transit:station.yaml", "--anchor", "vault:station.yaml")
+	l.run(0, "journal", "verify", "next.db", "--anchor", "vault:station.yaml")
+	l.run(13, "journal", "verify", "journal.db", "--anchor", "vault:station.yaml")
 }
 
 // TestVaultGoesAwayMidUnit seals the real Vault in the middle of a unit, without
