@@ -382,7 +382,7 @@ func (f *File) resolvePrefixed(name string) string {
 // is a file in systemd's credentials directory.
 func (f *File) Resolve(name string) string {
 	if rest, ok := strings.CutPrefix(name, "credential:"); ok {
-		if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+		if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" && rest == filepath.Base(rest) && rest != ".." {
 			return filepath.Join(dir, rest)
 		}
 		return name
