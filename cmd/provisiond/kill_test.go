@@ -158,6 +158,54 @@ func killRun(t *testing.T, name string, points []killPoint, seed uint64) {
 	t.Logf("%d keys that never reached the chip; %s", len(keys.Records)-alive, stdout)
 }
 
+// TestKill9Closing kills the process around the last fuse, after which nobody can
+// ask the board who it is. Whatever the next start comes to, it is told; there is
+// one key, the journal is whole, and the board is not called passed on a guess.
+func TestKill9Closing(t *testing.T) {
+	t.Parallel()
+	for _, name := range chip.Names() {
+		for _, p := range []killPoint{{"close", journal.KindIntent, 0}, {"close", journal.KindIntent, 15 * time.Millisecond}, {"close", journal.KindObserved, 0}, {"proof", journal.KindIntent, 0}} {
+			t.Run(fmt.Sprintf("%s/%v", name, p), func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				tty := filepath.Join(dir, "tty")
+				s := startSimIn(t, dir, name, "--pty", tty)
+				awaitFile(t, tty)
+				b := newBench(t, name, "release", 921600)
+				args := b.provisionArgs([]string{"--port", tty, "--reset-command", s.resetCommand()}, "--json", "--serial", "SN-1", "--lot", "L", "--quantity", "1")
+				for try := 1; ; try++ { // again where the line was too slow for a busy machine
+					killed, r := b.killAt(p, args)
+					if killed {
+						break
+					}
+					if try == 4 || r.Verdict != provision.Error {
+						t.Fatalf("%v never came: %s: %s", p, r.Verdict, r.Reason)
+					}
+				}
+				stdout, stderr, code := b.runAny(args)
+				r, err := result(stdout)
+				if err != nil {
+					t.Fatalf("%v\n%s%s", err, stdout, stderr)
+				}
+				switch {
+				case r.Verdict == provision.Pass && r.Closing != nil: // the fuse was not burned, or the unit is known for sure
+				case r.LoaderClosed && code == provision.ExitRefused && r.NextStep != "":
+				case r.Verdict == provision.Quarantined && r.NextStep != "":
+				default:
+					t.Errorf("exit code %d: %s", code, stdout)
+				}
+				b.run(0, "journal", "verify", b.jrn)
+				b.run(0, "keystore", "check", b.keys, "--identity", b.keys+".identity")
+				stdout2, _ := b.run(0, "keystore", "describe", b.keys)
+				if !regexp.MustCompile(`: 1 records`).MatchString(stdout2) {
+					t.Error(stdout2)
+				}
+				t.Logf("%s: %s", r.Verdict, r.Reason)
+			})
+		}
+	}
+}
+
 // runAny runs provisiond to its end, whatever it comes to.
 func (b *bench) runAny(args []string) (stdout, stderr []byte, code int) {
 	b.t.Helper()
@@ -184,7 +232,7 @@ func result(stdout []byte) (r provision.Result, err error) {
 // runOrder is the order of a run's steps.
 var runOrder = []string{
 	"connect", "inspect", "plan", "flash", "verify-flash", "custody", "burn-key", "protect-key", "burn-lockdown",
-	"enable-encryption", "boot-check", "write-protect", "proof",
+	"enable-encryption", "boot-check", "write-protect", "close", "proof",
 }
 
 // killAt starts provisiond and kills it at the point, or at the next one of its

@@ -37,6 +37,9 @@ var ErrOrder = errors.New("lot: this order cannot be taken")
 // Journal is what a Book needs of a journal. (*journal.Journal) is one.
 type Journal interface {
 	provision.Journal
+	// Head and Entries are also what the engine finds a unit with whose closing was
+	// cut off.
+	Head() (size uint64, hash journal.Hash)
 	Entries(from, to uint64) iter.Seq2[journal.Entry, error]
 }
 

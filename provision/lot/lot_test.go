@@ -35,6 +35,8 @@ func (m *memory) Append(_ context.Context, e journal.Entry) (journal.Entry, erro
 
 func (m *memory) Unit(chip.MAC) ([]journal.Entry, error) { return nil, nil }
 
+func (m *memory) Head() (uint64, journal.Hash) { return uint64(len(m.entries)), journal.Hash{} }
+
 func (m *memory) Entries(from, _ uint64) iter.Seq2[journal.Entry, error] {
 	return func(yield func(journal.Entry, error) bool) {
 		for _, e := range m.entries[from:] {
