@@ -388,7 +388,10 @@ func (s *Server) EnableAudit(t testing.TB, path string) string {
 	if path == "" {
 		path = filepath.Join(s.dir, "audit.log")
 	}
-	s.Must(t, http.MethodPost, "sys/audit/file", map[string]any{"type": "file", "options": map[string]any{"file_path": path}})
+	s.Must(t, http.MethodPost, "sys/audit/file", map[string]any{"type": "file", "options": map[string]any{
+		"file_path": path,
+		"mode":      "0000", // Vault leaves the file's mode alone: it may be a link to /dev/null
+	}})
 	s.Audit = path
 	return path
 }
