@@ -32,6 +32,8 @@ type demoCmd struct {
 	Fault   string         `help:"A fault for every simulated board, for example noise=1e-4 (see sim --help)." placeholder:"SPEC"`
 	Trace   string         `help:"Write every frame of every line, without key bytes, into this file." placeholder:"FILE"`
 	JSON    bool           `help:"One JSON object per unit on standard output."`
+	Serve   bool           `help:"Run as a station with its page, until Ctrl-C: boards come and go in the slots."`
+	Listen  string         `help:"With --serve: where the page is." default:"127.0.0.1:8080" placeholder:"ADDR"`
 	Keeping journalKeeping `embed:""`
 }
 
@@ -56,6 +58,12 @@ func (c *demoCmd) Run(a *app) error {
 			return err
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
+	}
+	if c.Serve {
+		if c.JSON || c.Trace != "" {
+			return usage("--serve goes with neither --json nor --trace: the page and its API show the units")
+		}
+		return c.serve(a, dir)
 	}
 	site, err := c.setUp(a, dir)
 	if err != nil {
