@@ -207,7 +207,8 @@ func (d *double) OpenLot(_ context.Context, by station.Person, r station.LotRequ
 	if err := d.note("open %+v by %s", r, by.Name); err != nil {
 		return station.LotView{}, err
 	}
-	l := d.lots[0]
+	l := newDouble(0).lots[0]
+	l.Open = true
 	l.ID, l.Recipe, l.Quantity, l.Begun, l.Yield, l.Operator = r.ID, r.Recipe, r.Quantity, 0, station.Yield{}, by.Name
 	d.mu.Lock()
 	d.lots = append([]station.LotView{l}, d.lots...)

@@ -264,7 +264,7 @@ func TestConfirm(t *testing.T) {
 	if _, got := scan("CMD:YES", "SN:1"); got != nil {
 		t.Errorf("%q", got)
 	}
-	for code, want := range map[string]string{"SN:AB1": "SN:AB1", "AB1\t": "SN:AB1", "24:0A:C4:00:1F:01": "MAC:24:0A:C4:00:1F:01", "240AC4001F01": "SN:240AC4001F01", "slot:A1": "SLOT:A1", "cmd:start": "CMD:START"} {
+	for code, want := range map[string]string{"SN:AB1": "SN:AB1", "AB1\t": "SN:AB1", "24:0A:C4:00:1F:01": "MAC:24:0a:c4:00:1f:01", "240AC4001F01": "SN:240AC4001F01", "slot:A1": "SLOT:A1", "cmd:start": "CMD:START"} {
 		if _, got := scan(code, ""); !slices.Equal(got, []string{"scan " + want + " by eve"}) {
 			t.Errorf("%q: %q", code, got)
 		}

@@ -100,7 +100,9 @@ func TestShift(t *testing.T) {
 	// A lot.
 	b.open("/lots")
 	b.wait(`document.querySelector("details").open || (document.querySelector("summary").click(), false)`)
-	b.do(chromedp.SetValue(chromedp.CSS("input[name=id]"), ""))
+	if _, err := eval[chromedp.Void](b, `document.querySelector("input[name=id]").value = ""; null`); err != nil {
+		t.Fatal(err)
+	}
 	b.keys("input[name=id]", "SHIFT-1")
 	b.keys("input[name=quantity]", "50")
 	b.click("input[name=recipe][value=" + l.recipe + "]")
@@ -139,7 +141,7 @@ func TestShift(t *testing.T) {
 	b.wait(`document.getElementById("scan").value === "" && document.activeElement.id === "scan"`)
 	b.click("#status")
 	b.wait(`document.activeElement.id === "scan"`)
-	if _, err := eval[chromedp.Void](b, `document.activeElement.blur()`); err != nil {
+	if _, err := eval[chromedp.Void](b, `document.activeElement.blur(); null`); err != nil {
 		t.Fatal(err)
 	}
 	b.scan("CMD:SCRAP\r")
@@ -254,6 +256,7 @@ func TestEveryWordFits(t *testing.T) {
 			s.Name = slotName(i)
 			slots = append(slots, s)
 		}
+		b.do(chromedp.Navigate("about:blank")) // a page with other slots would load itself again
 		d.edit(func(v *station.View) { v.Slots = slots })
 		for _, lang := range []string{"en", "de", "zh"} {
 			b.open("/")

@@ -56,8 +56,8 @@
 
   // Dialog: the server's question.
   document.addEventListener("htmx:afterSwap", (e) => {
-    if (e.detail.target.id === "dialog" && !e.detail.target.open) e.detail.target.showModal();
-    if (e.detail.target.id === "message") later();
+    if (e.target.id === "dialog" && !e.target.open) e.target.showModal();
+    if (e.target.id === "message") later();
   });
   document.addEventListener("provisiond:close", () => {
     const d = byId("dialog");
