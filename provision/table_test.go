@@ -161,7 +161,7 @@ func TestFaultTable(t *testing.T) {
 	t.Logf("%d points tried of a table of %d", all.points, total)
 	all.log(t)
 	for _, want := range []string{"PASS", "ERROR PASS", "killed PASS", "ERROR QUARANTINED"} {
-		if all.outcomes[want] == 0 {
+		if all.outcomes[want] == 0 && all.points == total { // a part of the table need not have all
 			t.Errorf("no unit came to %q", want)
 		}
 	}
