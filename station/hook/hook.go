@@ -37,7 +37,8 @@ const Schema = "provisiond.hook/1"
 const (
 	DefaultTimeout = 10 * time.Second
 	MaxTimeout     = 5 * time.Minute
-	MaxText        = 2048 // bytes that are kept of each of stdout and stderr
+	MaxAfter       = 30 * time.Second // of an after hook: the slot waits for it
+	MaxText        = 2048             // bytes that are kept of each of stdout and stderr
 
 	// leftover is how long a hook that ended may keep its output open through a
 	// child that left its process group.
@@ -59,17 +60,18 @@ type Command struct {
 	Program string `yaml:"program"`
 	// Args are passed on as they are.
 	Args []string `yaml:"args,omitempty"`
-	// Timeout is how long one run may take; 10s if it is left out, at most 5m.
+	// Timeout is how long one run may take; 10s if it is left out, at most 5m, and 30s after
+	// a unit.
 	Timeout time.Duration `yaml:"timeout,omitempty"`
 }
 
 // Validate checks what can be checked without running anything. Its errors begin
 // with the path of the field below the one that holds the Config.
 func (c Config) Validate() error {
-	return errors.Join(c.Before.validate("before"), c.After.validate("after"))
+	return errors.Join(c.Before.validate("before", MaxTimeout), c.After.validate("after", MaxAfter))
 }
 
-func (c *Command) validate(field string) error {
+func (c *Command) validate(field string, most time.Duration) error {
 	switch {
 	case c == nil:
 		return nil
@@ -79,8 +81,8 @@ func (c *Command) validate(field string) error {
 		return fmt.Errorf("%s.program: %q is no absolute path; the daemon's working directory is /", field, c.Program)
 	case strings.ContainsRune(c.Program, 0) || strings.ContainsRune(strings.Join(c.Args, ""), 0):
 		return fmt.Errorf("%s: program and args cannot hold a zero byte", field)
-	case c.Timeout < 0 || c.Timeout > MaxTimeout:
-		return fmt.Errorf("%s.timeout: %s is not between 0 and %s", field, c.Timeout, MaxTimeout)
+	case c.Timeout < 0 || c.Timeout > most:
+		return fmt.Errorf("%s.timeout: %s is not between 0 and %s", field, c.Timeout, most)
 	}
 	return nil
 }

@@ -85,6 +85,7 @@ type Result struct {
 	Closing      *provision.Closing `json:"closing,omitempty"`
 	Warnings     []string           `json:"warnings,omitempty"`
 	Continuation bool               `json:"continues"` // of an earlier attempt of the same job
+	Rework       bool               `json:"rework"`    // that a person ordered
 	Tool         string             `json:"tool"`
 }
 
@@ -187,7 +188,8 @@ type projector struct {
 // attempt is what is kept of an attempt in work.
 type attempt struct {
 	entries []journal.Entry
-	prune   int // number of entries at which the old ones are dropped
+	cut     []journal.Entry // of the slot's attempt before, if it had no end
+	prune   int             // number of entries at which the old ones are dropped
 }
 
 func newProjector(id string) *projector {
@@ -199,7 +201,7 @@ func (p *projector) fold(e journal.Entry) {
 	switch e.Kind {
 	case journal.KindIntent:
 		if e.Step == "connect" {
-			delete(p.open, e.Slot)
+			p.begin(e.Slot)
 		}
 		p.keep(e)
 	case journal.KindObserved:
@@ -208,6 +210,16 @@ func (p *projector) fold(e journal.Entry) {
 		delete(p.open, e.Slot)
 	case journal.KindOperator, journal.KindStation:
 	}
+}
+
+// begin forgets the slot's attempt, unless it was cut off on a known unit: a unit
+// that was closed for ever meanwhile tells nothing in its next attempt.
+func (p *projector) begin(slot string) {
+	a := p.open[slot]
+	if slices.ContainsFunc(a.entries, func(e journal.Entry) bool { return e.Unit != chip.MAC{} }) {
+		a.cut = a.entries
+	}
+	p.open[slot] = attempt{cut: a.cut}
 }
 
 func (p *projector) keep(e journal.Entry) {
@@ -246,7 +258,8 @@ func (p *projector) event(e journal.Entry, hash journal.Hash) *Event {
 		Step: e.Step, Slot: e.Slot, Job: e.Job, at: e.Time, hash: hash,
 	}
 	if e.Kind == journal.KindVerdict {
-		ev.finish(e, inWindow(p.open[e.Slot].entries, e.Index))
+		a := p.open[e.Slot]
+		ev.finish(e, inWindow(a.entries, e.Index), inWindow(a.cut, e.Index))
 	} else {
 		ev.tell(e)
 	}
@@ -283,7 +296,7 @@ func (ev *Event) tell(e journal.Entry) {
 }
 
 // finish takes over what the attempt's entries tell.
-func (ev *Event) finish(e journal.Entry, attempt []journal.Entry) {
+func (ev *Event) finish(e journal.Entry, attempt, cut []journal.Entry) {
 	if len(attempt) > 0 {
 		// A verdict on another unit, or on none, is not of this attempt: the one
 		// before was cut off.
@@ -298,6 +311,7 @@ func (ev *Event) finish(e journal.Entry, attempt []journal.Entry) {
 			a = &report.Attempt{MAC: e.Unit}
 		}
 	}
+	fillFrom(a, e, cut)
 	var v struct {
 		Warnings []string `json:"warnings"`
 	}
@@ -313,7 +327,7 @@ func (ev *Event) finish(e journal.Entry, attempt []journal.Entry) {
 	ev.Result = &Result{
 		Verdict: a.Verdict, Cause: a.Cause, Reason: clip(a.Reason), NextStep: clip(a.NextStep), OneWayBegun: a.OneWayBegun,
 		Begun: Stamp(a.Begun), ElapsedMS: a.ElapsedMS, FirstEntry: e.Index, PlanSHA256: a.PlanSHA256, TableSHA256: a.TableSHA256,
-		Closing: a.Closing, Warnings: v.Warnings, Continuation: a.Continues, Tool: a.Tool,
+		Closing: a.Closing, Warnings: v.Warnings, Continuation: a.Continues, Rework: a.Rework, Tool: a.Tool,
 	}
 	if len(a.Entries) > 0 {
 		ev.Result.FirstEntry = a.Entries[0]
@@ -330,16 +344,61 @@ func (ev *Event) finish(e journal.Entry, attempt []journal.Entry) {
 	}
 }
 
-// project makes an attempt of its entries, in the way in which certificates and
-// lot reports are made.
-func project(entries []journal.Entry) (*report.Attempt, error) {
-	p, err := report.Project(func(yield func(journal.Entry, error) bool) {
+// fillFrom takes over from the slot's attempt before what this one could not see,
+// if it is the same job on the same unit.
+func fillFrom(a *report.Attempt, e journal.Entry, cut []journal.Entry) {
+	if len(cut) == 0 || e.Unit == (chip.MAC{}) || a.Chip != "" && a.Serial != "" {
+		return
+	}
+	p, err := report.Project(sequence(cut))
+	if err != nil {
+		return // the event is complete without it
+	}
+	u := p.Unit(e.Unit)
+	if u == nil {
+		return
+	}
+	for _, b := range u.Attempts {
+		if b.Job != e.Job {
+			continue
+		}
+		for _, f := range []struct {
+			to   *string
+			from string
+		}{
+			{&a.Serial, b.Serial}, {&a.Lot, b.Lot}, {&a.Revision, b.Revision}, {&a.FlashID, b.FlashID},
+			{&a.PlanSHA256, b.PlanSHA256}, {&a.TableSHA256, b.TableSHA256},
+		} {
+			if *f.to == "" {
+				*f.to = f.from
+			}
+		}
+		if a.Chip == "" {
+			a.Chip, a.FlashSize = b.Chip, b.FlashSize
+		}
+		if a.KeyFingerprint == "" {
+			a.KeyFingerprint, a.KeyRef, a.KeyVersion, a.Store = b.KeyFingerprint, b.KeyRef, b.KeyVersion, b.Store
+		}
+		if len(a.Images) == 0 {
+			a.Images = b.Images
+		}
+	}
+}
+
+func sequence(entries []journal.Entry) report.Entries {
+	return func(yield func(journal.Entry, error) bool) {
 		for _, e := range entries {
 			if !yield(e, nil) {
 				return
 			}
 		}
-	})
+	}
+}
+
+// project makes an attempt of its entries, in the way in which certificates and
+// lot reports are made.
+func project(entries []journal.Entry) (*report.Attempt, error) {
+	p, err := report.Project(sequence(entries))
 	if err != nil {
 		return nil, err
 	}

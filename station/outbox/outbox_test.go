@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -671,7 +672,7 @@ func TestEvent(t *testing.T) {
 		`"unit":{"mac":"24:0a:c4:00:00:01","serial":"S<1>","simulated":false,"chip":"esp32c3","revision":"v0.4","flash_id":"c84016","flash_size":4194304},` +
 		`"result":{"verdict":"PASS","cause":"","reason":"","next_step":"","one_way_begun":true,"begun":"` + got.Result.Begun + `",` +
 		`"elapsed_ms":31415,"first_entry":1,"plan_sha256":"` + fmt.Sprintf("%064x", 4) + `","table_sha256":"` + fmt.Sprintf("%064x", 5) + `",` +
-		`"continues":false,"tool":"provisiond test"},` +
+		`"continues":false,"rework":false,"tool":"provisiond test"},` +
 		`"recipe":{"name":"lamp","revision":3,"sha256":"` + fmt.Sprintf("%064x", 7) + `","profile":"release"},` +
 		`"key":{"fingerprint":"fp:0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0","ref":"units/x","version":1,"store":"vault"},` +
 		`"images":[{"name":"app","offset":65536,"length":1048576,"encrypted":true,` +
@@ -746,6 +747,49 @@ func TestOddAttempts(t *testing.T) {
 	if e := events[2]; e.Unit.MAC != outboxtest.MAC(4).String() || e.Result.Verdict != "" || !strings.Contains(e.Incomplete, "verdict") {
 		t.Errorf("with another verdict: %s", e.Body)
 	}
+}
+
+// A unit that was closed for ever, by a run that was cut off, tells its MAC and the
+// rest no more: the event has it from the run before.
+func TestCutOffClosing(t *testing.T) {
+	b := newBench(t)
+	mac := outboxtest.MAC(9)
+	run := outboxtest.Run{Slot: "A1", MAC: mac, Serial: "S-9", Lot: "L"}
+	for e, err := range cutOff(t, run) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.j.Append(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // the first restart ends before it knows anything
+		b.entry(journal.Entry{Slot: "A1", Step: "connect", Kind: journal.KindIntent}, map[string]any{"recipe": "lamp"})
+	}
+	last := b.entry(journal.Entry{Slot: "A1", Step: "verdict", Kind: journal.KindVerdict, Unit: mac, Job: fmt.Sprintf("%x", mac[:])}, map[string]any{"verdict": "PASS"})
+	events := eventsOf(t, b.j)
+	ev := events[len(events)-1]
+	if ev.Index != last.Index || ev.Unit.Serial != "S-9" || ev.Lot != "L" || ev.Unit.Chip != "esp32c3" || ev.Key == nil || len(ev.Images) != 1 || ev.Result.Verdict != "PASS" {
+		t.Errorf("%s", ev.Body)
+	}
+	// Another unit in the slot gets nothing of it.
+	b.entry(journal.Entry{Slot: "A1", Step: "connect", Kind: journal.KindIntent}, map[string]any{})
+	b.entry(journal.Entry{Slot: "A1", Step: "verdict", Kind: journal.KindVerdict, Unit: outboxtest.MAC(10)}, map[string]any{"verdict": "FAIL"})
+	events = eventsOf(t, b.j)
+	if ev := events[len(events)-1]; ev.Unit.Serial != "" || ev.Key != nil {
+		t.Errorf("%s", ev.Body)
+	}
+}
+
+// cutOff is a run without its verdict.
+func cutOff(t *testing.T, r outboxtest.Run) iter.Seq2[journal.Entry, error] {
+	t.Helper()
+	j := outboxtest.NewJournal(testID, "bench-1")
+	last, err := r.Write(t.Context(), j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j.Entries(1, last.Index)
 }
 
 // An attempt that began before the window is told without its beginning, in

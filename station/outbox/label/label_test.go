@@ -291,7 +291,9 @@ func TestStatus(t *testing.T) {
 	p := newPrinter(t)
 	answer := hostStatus("1", "0", "0")
 	var mu sync.Mutex
+	p.mu.Lock()
 	p.status = func() string { mu.Lock(); defer mu.Unlock(); return answer }
+	p.mu.Unlock()
 	say := func(s string) { mu.Lock(); defer mu.Unlock(); answer = s }
 	s := newSink(t, p, t.TempDir(), func(c *Config) { c.Status, c.Timeout = true, time.Second })
 	for want, text := range map[string]string{
