@@ -797,14 +797,14 @@ func cutOff(t *testing.T, r outboxtest.Run) iter.Seq2[journal.Entry, error] {
 func TestWindow(t *testing.T) {
 	p := newProjector(testID)
 	p.fold(journal.Entry{Index: 1, Slot: "A1", Step: "connect", Kind: journal.KindIntent, Payload: []byte(`{"serial":"x"}`)})
-	for i := range uint64(4 * window) {
+	for i := range uint64(2 * window) {
 		p.fold(journal.Entry{Index: 2 + i, Slot: "A1", Step: "plan", Kind: journal.KindObserved, Payload: []byte(`{}`)})
 	}
 	if n := len(p.open["A1"].entries); n > 3*window {
 		t.Errorf("%d entries are kept", n)
 	}
-	last := journal.Entry{Index: 4*window + 2, Slot: "A1", Step: "verdict", Kind: journal.KindVerdict, Payload: []byte(`{"verdict":"FAIL"}`)}
-	if ev := p.event(last, journal.Hash{}); ev.Unit.Serial != "" || ev.Result.FirstEntry != 3*window+3 {
+	last := journal.Entry{Index: 2*window + 2, Slot: "A1", Step: "verdict", Kind: journal.KindVerdict, Payload: []byte(`{"verdict":"FAIL"}`)}
+	if ev := p.event(last, journal.Hash{}); ev.Unit.Serial != "" || ev.Result.FirstEntry != window+3 {
 		t.Errorf("%s", ev.Body)
 	}
 }
