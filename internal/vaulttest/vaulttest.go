@@ -388,10 +388,11 @@ func (s *Server) EnableAudit(t testing.TB, path string) string {
 	if path == "" {
 		path = filepath.Join(s.dir, "audit.log")
 	}
-	s.Must(t, http.MethodPost, "sys/audit/file", map[string]any{"type": "file", "options": map[string]any{
-		"file_path": path,
-		"mode":      "0000", // Vault leaves the file's mode alone: it may be a link to /dev/null
-	}})
+	options := map[string]any{"file_path": path}
+	if _, err := os.Stat(path); err == nil {
+		options["mode"] = "0000" // Vault leaves the file's mode alone: it may be a link to /dev/null
+	}
+	s.Must(t, http.MethodPost, "sys/audit/file", map[string]any{"type": "file", "options": options})
 	s.Audit = path
 	return path
 }
