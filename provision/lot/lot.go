@@ -29,6 +29,10 @@ const (
 	StepOrder = "lot"
 	// StepUnit lets a unit into a lot.
 	StepUnit = "lot-unit"
+	// StepOpen is the station daemon's entry, of kind operator, that opens a lot with
+	// its quantity. The station counts for itself; whoever makes a unit by hand must
+	// not exceed it either.
+	StepOpen = "lot-open"
 )
 
 // ErrOrder is the class of orders that cannot be taken: somebody has to decide.
@@ -214,8 +218,9 @@ func (b *Book) take(e journal.Entry) error {
 	begins := e.Kind == journal.KindIntent && e.Step == "connect"
 	touches := e.Kind == journal.KindIntent && e.Step == "flash"
 	ours := e.Kind == journal.KindStation && (e.Step == StepOrder || e.Step == StepUnit)
+	opens := e.Kind == journal.KindOperator && e.Step == StepOpen
 	ends := e.Kind == journal.KindVerdict
-	if !begins && !touches && !ours && !ends {
+	if !begins && !touches && !ours && !opens && !ends {
 		return nil
 	}
 	var p payload
@@ -228,7 +233,7 @@ func (b *Book) take(e journal.Entry) error {
 		if p.Rework == "" { // a rework begins no unit
 			b.slots[e.Slot] = p.Lot
 		}
-	case ours && e.Step == StepOrder:
+	case opens, ours && e.Step == StepOrder:
 		c := b.lot(p.Lot)
 		c.Quantity = p.Quantity
 		if p.Recipe != "" {

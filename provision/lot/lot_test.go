@@ -218,3 +218,33 @@ func TestNoEntryNoPlace(t *testing.T) {
 		t.Errorf("an entry of another form: %v", err)
 	}
 }
+
+// TestStationsLot: a lot that the station daemon opened has its quantity here too,
+// and what was made there counts.
+func TestStationsLot(t *testing.T) {
+	j := &memory{}
+	add := func(kind journal.Kind, unit chip.MAC, step, payload string) {
+		t.Helper()
+		if _, err := j.Append(t.Context(), journal.Entry{Slot: "A1", Unit: unit, Step: step, Kind: kind, Payload: []byte(payload)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one, two := chip.MAC{2, 0, 0, 0, 0, 1}, chip.MAC{2, 0, 0, 0, 0, 2}
+	add(journal.KindOperator, chip.MAC{}, StepOpen, `{"lot":"L","quantity":1,"recipe":"r","operator":"ann"}`)
+	add(journal.KindIntent, chip.MAC{}, "connect", `{"lot":"L"}`)
+	add(journal.KindIntent, one, "flash", `{}`)
+	add(journal.KindVerdict, one, "verdict", `{"verdict":"PASS"}`)
+	b, err := NewBook(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := b.Status("L"); s.Quantity != 1 || s.Begun != 1 || s.Passed != 1 || s.Recipe != "r" {
+		t.Errorf("%+v", s)
+	}
+	if err := b.Admit(t.Context(), "L", "bench", "bo", two); err == nil {
+		t.Error("one more than the lot has was let in")
+	}
+	if err := b.Admit(t.Context(), "L", "bench", "bo", one); err != nil {
+		t.Error(err)
+	}
+}

@@ -29,6 +29,7 @@ import (
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/journal"
+	"github.com/provisiond/provisiond/provision/lot"
 	"github.com/provisiond/provisiond/provision/report"
 )
 
@@ -93,7 +94,7 @@ func (y Yield) Units() int { return y.Pass + y.Fail + y.Error + y.Aborted + y.Qu
 // The steps of operator and station entries that make a difference here.
 const (
 	StepStationStart = "station-start" // no run that began before it is still in work
-	StepLotOpen      = "lot-open"
+	StepLotOpen      = lot.StepOpen
 	StepLotClose     = "lot-close"
 	StepSlotBlocked  = "slot-blocked"
 	StepSlotCleared  = "slot-cleared"
