@@ -375,3 +375,9 @@ func TestRestart(t *testing.T) {
 type handPort struct{ rom.Port }
 
 func (handPort) Close() error { return nil }
+
+// awaitGone waits until nobody's board is in the slot.
+func (r *running) awaitGone(name string) {
+	r.t.Helper()
+	r.await(name, "leaving", func(v station.SlotView) bool { return v.State == station.SlotMissing || v.State == station.SlotBlocked && v.Device == "" })
+}
