@@ -1,7 +1,6 @@
 package web_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -173,30 +172,40 @@ type call struct {
 	method, path, body, role, contentType string
 }
 
-func (c call) do(s http.Handler) (*http.Request, *http.Response, []byte) {
-	make := func() *http.Request {
-		var body io.Reader
-		if c.body != "" {
-			body = strings.NewReader(c.body)
-		}
-		r := httptest.NewRequest(c.method, "http://localhost"+c.path, body)
-		if c.body != "" {
-			r.Header.Set("Content-Type", "application/json")
-		}
-		if c.contentType != "" {
-			r.Header.Set("Content-Type", c.contentType)
-		}
-		if c.role != "" {
-			r.Header.Set("Authorization", "Bearer "+c.role+"-token")
-		}
-		return r
+func (c call) request() *http.Request {
+	var body io.Reader
+	if c.body != "" {
+		body = strings.NewReader(c.body)
 	}
+	r := httptest.NewRequest(c.method, "http://localhost"+c.path, body)
+	if c.body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	if c.contentType != "" {
+		r.Header.Set("Content-Type", c.contentType)
+	}
+	if c.role != "" {
+		r.Header.Set("Authorization", "Bearer "+c.role+"-token")
+	}
+	return r
+}
+
+func (c call) do(s http.Handler) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
-	s.ServeHTTP(w, make())
+	s.ServeHTTP(w, c.request())
+	return w
+}
+
+// valid holds an answer against the schema.
+func valid(t *testing.T, v validator.Validator, r *http.Request, w *httptest.ResponseRecorder) bool {
+	t.Helper()
 	res := w.Result()
-	b, _ := io.ReadAll(res.Body)
-	res.Body = io.NopCloser(bytes.NewReader(b))
-	return make(), res, b
+	defer func() { _ = res.Body.Close() }()
+	ok, errs := v.ValidateHttpResponse(r, res)
+	for _, e := range errs {
+		t.Logf("%v: %v\n%s", e, e.SchemaValidationErrors, w.Body)
+	}
+	return ok
 }
 
 // TestOpenAPI makes every answer that the file describes happen, and holds each
@@ -261,30 +270,26 @@ func TestOpenAPI(t *testing.T) {
 				} else {
 					c.path = path + c.path
 				}
-				req, res, body := c.do(s)
-				if fmt.Sprint(res.StatusCode) != status {
-					t.Fatalf("%s %s: status %d, want %s: %s", c.method, c.path, res.StatusCode, status, body)
+				w := c.do(s)
+				if fmt.Sprint(w.Code) != status {
+					t.Fatalf("%s %s: status %d, want %s: %s", c.method, c.path, w.Code, status, w.Body)
 				}
-				if op.OperationID != "openapi" { // its own text is no JSON
-					if ok, errs := v.ValidateHttpResponse(req, res); !ok {
-						for _, e := range errs {
-							t.Errorf("%v: %v\n%s", e, e.SchemaValidationErrors, body)
-						}
-					}
+				if op.OperationID != "openapi" && !valid(t, v, c.request(), w) { // its own text is no JSON
+					t.Error("the answer is not as it is described")
 				}
 				if strings.HasPrefix(status, "2") {
-					if ok, errs := v.GetParameterValidator().ValidateQueryParams(req); !ok {
+					if ok, errs := v.GetParameterValidator().ValidateQueryParams(c.request()); !ok {
 						t.Error(errs)
 					}
 					if c.body != "" {
-						if ok, errs := v.GetRequestBodyValidator().ValidateRequestBody(req); !ok {
+						if ok, errs := v.GetRequestBodyValidator().ValidateRequestBody(c.request()); !ok {
 							t.Error(errs)
 						}
 					}
-				} else if ct := res.Header.Get("Content-Type"); ct != "application/problem+json" {
+				} else if ct := w.Header().Get("Content-Type"); ct != "application/problem+json" {
 					t.Errorf("a problem as %s", ct)
 				}
-				if res.Header.Get("Cache-Control") != "no-store" {
+				if w.Header().Get("Cache-Control") != "no-store" {
 					t.Error("an answer of the API may be kept")
 				}
 			})
@@ -292,35 +297,34 @@ func TestOpenAPI(t *testing.T) {
 	}
 	// The test would not see a wrong answer if the validator let everything pass.
 	d := newDouble(1)
-	_, res, _ := call{method: "GET", path: "/api/v1/slots", role: "engineer"}.do(newServer(t, d, func(o *web.Options) { o.Tokens = tokens(t) }))
-	req := httptest.NewRequest("GET", "http://localhost/api/v1/station", nil)
-	if ok, _ := v.ValidateHttpResponse(req, res); ok {
+	w := call{method: "GET", path: "/api/v1/slots", role: "engineer"}.do(newServer(t, d, func(o *web.Options) { o.Tokens = tokens(t) }))
+	if valid(t, v, httptest.NewRequest(http.MethodGet, "http://localhost/api/v1/station", nil), w) {
 		t.Error("a list of slots passes for a station")
 	}
 }
 
 func TestAPIUnknown(t *testing.T) {
 	s := newServer(t, newDouble(1), func(o *web.Options) { o.Tokens = tokens(t) })
-	_, res, body := call{method: "GET", path: "/api/v1/keys", role: "engineer"}.do(s)
-	if res.StatusCode != 404 || !strings.Contains(string(body), "openapi.yaml") {
-		t.Errorf("%d %s", res.StatusCode, body)
+	w := call{method: "GET", path: "/api/v1/keys", role: "engineer"}.do(s)
+	if w.Code != http.StatusNotFound || !strings.Contains(w.Body.String(), "openapi.yaml") {
+		t.Errorf("%d %s", w.Code, w.Body)
 	}
-	_, res, _ = call{method: "GET", path: "/api/v1/slots/A1/start", role: "engineer"}.do(s)
-	if res.StatusCode != 405 || res.Header.Get("Allow") != "POST" {
-		t.Errorf("%d, Allow %q", res.StatusCode, res.Header.Get("Allow"))
+	w = call{method: "GET", path: "/api/v1/slots/A1/start", role: "engineer"}.do(s)
+	if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "POST" {
+		t.Errorf("%d, Allow %q", w.Code, w.Header().Get("Allow"))
 	}
 	for _, body := range []string{`{"serial":"a","key":"b"}`, `{"serial":"a"} {}`, `[]`, `{"serial":"` + strings.Repeat("a", 65) + `"}`, `{"serial":"a\u0000"}`, `{`} {
-		_, res, b := call{method: "POST", path: "/api/v1/slots/A1/start", body: body, role: "engineer"}.do(s)
-		if res.StatusCode != 400 {
-			t.Errorf("%s: %d %s", body, res.StatusCode, b)
+		w := call{method: "POST", path: "/api/v1/slots/A1/start", body: body, role: "engineer"}.do(s)
+		if w.Code != http.StatusBadRequest {
+			t.Errorf("%s: %d %s", body, w.Code, w.Body)
 		}
 	}
 	// What the station does not call an error of the request is not shown.
 	d := newDouble(1)
 	d.err = errDisk
-	_, res, body = call{method: "POST", path: "/api/v1/slots/A1/abort", role: "engineer"}.do(newServer(t, d, func(o *web.Options) { o.Tokens = tokens(t) }))
-	if res.StatusCode != 500 || strings.Contains(string(body), "space") {
-		t.Errorf("%d %s", res.StatusCode, body)
+	w = call{method: "POST", path: "/api/v1/slots/A1/abort", role: "engineer"}.do(newServer(t, d, func(o *web.Options) { o.Tokens = tokens(t) }))
+	if w.Code != http.StatusInternalServerError || strings.Contains(w.Body.String(), "space") {
+		t.Errorf("%d %s", w.Code, w.Body)
 	}
 }
 
@@ -340,9 +344,9 @@ func TestAPIActions(t *testing.T) {
 	} {
 		d := newDouble(2)
 		c.method, c.role, c.path = "POST", "engineer", "/api/v1/"+c.path
-		_, res, body := c.do(newServer(t, d, func(o *web.Options) { o.Tokens = tokens(t) }))
-		if got := d.called(); res.StatusCode >= 300 || !slices.Equal(got, []string{c.want}) {
-			t.Errorf("%s: %d %s: %q, want %q", c.path, res.StatusCode, body, got, c.want)
+		w := c.do(newServer(t, d, func(o *web.Options) { o.Tokens = tokens(t) }))
+		if got := d.called(); w.Code >= 300 || !slices.Equal(got, []string{c.want}) {
+			t.Errorf("%s: %d %s: %q, want %q", c.path, w.Code, w.Body, got, c.want)
 		}
 	}
 }
@@ -363,8 +367,8 @@ func TestRights(t *testing.T) {
 		}
 	}
 	for code, role := range map[string]string{"CMD:CLEAR": "operator", "CMD:SCRAP": "auditor", "LOT:a:b:1": "auditor", "SN:1": "auditor", "CMD:ENDLOT": "auditor"} {
-		if _, res, _ := (call{method: "POST", path: "/api/v1/scan", body: `{"code":"` + code + `"}`, role: role}).do(s); res.StatusCode != 403 {
-			t.Errorf("%s may scan %s: %d", role, code, res.StatusCode)
+		if w := (call{method: "POST", path: "/api/v1/scan", body: `{"code":"` + code + `"}`, role: role}).do(s); w.Code != http.StatusForbidden {
+			t.Errorf("%s may scan %s: %d", role, code, w.Code)
 		}
 	}
 	if got := d.called(); got != nil {

@@ -53,11 +53,11 @@ func LoadTokens(path string) (Tokens, error) {
 		}
 		t := Token{Person: station.Person{Name: w[0], Role: w[1]}}
 		// The text is not shown: somebody may have written the token itself.
-		if sum, err := hex.DecodeString(w[2]); err != nil || len(sum) != len(t.SHA256) {
+		sum, err := hex.DecodeString(w[2])
+		if err != nil || len(sum) != len(t.SHA256) {
 			return nil, fmt.Errorf("%s:%d: the third word is no SHA-256 in hex (64 digits)", path, n)
-		} else {
-			copy(t.SHA256[:], sum)
 		}
+		copy(t.SHA256[:], sum)
 		out = append(out, t)
 	}
 	return out, sc.Err()

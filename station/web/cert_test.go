@@ -32,7 +32,7 @@ func listen(t *testing.T, dir string, c web.Config) (*x509.Certificate, error) {
 		return nil, err
 	}
 	var leaf *x509.Certificate
-	//nolint:gosec // the test looks at the certificate itself
+	// The test looks at the certificate itself.
 	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, VerifyConnection: func(s tls.ConnectionState) error {
 		leaf = s.PeerCertificates[0]
 		return nil
@@ -40,7 +40,7 @@ func listen(t *testing.T, dir string, c web.Config) (*x509.Certificate, error) {
 	r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+addr.String()+"/healthz", nil)
 	res, err := (&http.Client{Transport: tr}).Do(r)
 	if err == nil {
-		if res.StatusCode != 200 || res.ProtoMajor != 2 {
+		if res.StatusCode != http.StatusOK || res.ProtoMajor != 2 {
 			t.Errorf("%d HTTP/%d", res.StatusCode, res.ProtoMajor)
 		}
 		_ = res.Body.Close()

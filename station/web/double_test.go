@@ -95,7 +95,8 @@ func newDouble(n int) *double {
 		Station: "line-3", Version: "v1.0.0-test", Started: began,
 		Today: station.Yield{Pass: 412, FirstPass: 405, Fail: 7, Error: 2, Quarantined: 1},
 		Conditions: []station.Condition{
-			{Name: "keystore", OK: true, Ready: true, Since: began}, {Name: "journal", OK: true, Since: began},
+			{Name: "keystore", OK: true, Ready: true, Since: began},
+			{Name: "journal", OK: true, Since: began},
 			{Name: "slots", OK: true, Since: began},
 		},
 		Skipped: []station.PortView{{Port: "platform-usb-0:1.9:1.0-port0", Device: "/dev/ttyUSB70", What: "Silicon Labs CP2102N"}},

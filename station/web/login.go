@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -45,9 +46,12 @@ func (s *Server) doLogin(q *request) error {
 		}
 		p := s.asProblem(q.r, err)
 		q.logProblem(p)
+		if p.retryAfter > 0 {
+			q.w.Header().Set("Retry-After", strconv.Itoa(p.retryAfter))
+		}
 		return s.showLogin(q, p.Status, q.loginProblem(p))
 	}
-	http.Redirect(q.w, q.r, localPath(q.r.PostForm.Get("next")), http.StatusSeeOther)
+	http.Redirect(q.w, q.r, localPath(q.r.PostForm.Get("next")), http.StatusSeeOther) //nolint:gosec // localPath: a path of this server
 	return nil
 }
 

@@ -243,7 +243,9 @@ func (q *request) fail(err error) {
 		q.render(p.Status, "message", map[string]any{"Problem": p})
 		return
 	}
-	q.show(p.Status, "page-error", "title.error", "", map[string]any{"Problem": p})
+	if err := q.show(p.Status, "page-error", "title.error", "", map[string]any{"Problem": p}); err != nil {
+		writeProblem(q.w, p)
+	}
 }
 
 // done ends a form that worked: with a message, or back on the page that it came
@@ -256,7 +258,7 @@ func (q *request) done(key, page string, args ...any) error {
 		q.render(http.StatusOK, "message", map[string]any{"Text": q.lang.t(key, args...)})
 		return nil
 	}
-	http.Redirect(q.w, q.r, page+"?"+url.Values{"done": {key}}.Encode(), http.StatusSeeOther)
+	http.Redirect(q.w, q.r, page+"?"+url.Values{"done": {key}}.Encode(), http.StatusSeeOther) //nolint:gosec // page begins with a path of this server
 	return nil
 }
 
@@ -290,7 +292,7 @@ func (q *request) render(status int, name string, data any) {
 	}
 	q.w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	q.w.WriteHeader(status)
-	_, _ = q.w.Write(b) // whoever asked is gone
+	_, _ = q.w.Write(b) //nolint:gosec // escaped by html/template, or JSON as a download; an error: whoever asked is gone
 }
 
 func (s *Server) fragment(v viewer, name string, data any) ([]byte, error) {
@@ -347,7 +349,7 @@ func (q *request) show(status int, name, title, nav string, body any) error {
 	}
 	q.w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	q.w.WriteHeader(status)
-	_, _ = q.w.Write(b) // whoever asked is gone
+	_, _ = q.w.Write(b) //nolint:gosec // escaped by html/template, or JSON as a download; an error: whoever asked is gone
 	return nil
 }
 
@@ -797,7 +799,7 @@ func (s *Server) doCertificate(q *request) error {
 	}
 	q.w.Header().Set("Content-Type", "application/json")
 	q.w.Header().Set("Content-Disposition", `attachment; filename="`+certificateName(unit)+`"`)
-	_, _ = q.w.Write(b) // whoever asked is gone
+	_, _ = q.w.Write(b) //nolint:gosec // escaped by html/template, or JSON as a download; an error: whoever asked is gone
 	return nil
 }
 
@@ -834,6 +836,6 @@ func (s *Server) doPrefs(q *request) error {
 		}
 		s.setCookie(q.w, q.r, themeCookie, v, year)
 	}
-	http.Redirect(q.w, q.r, localPath(q.r.PostFormValue("next")), http.StatusSeeOther)
+	http.Redirect(q.w, q.r, localPath(q.r.PostFormValue("next")), http.StatusSeeOther) //nolint:gosec // localPath: a path of this server
 	return nil
 }

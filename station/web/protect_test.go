@@ -113,14 +113,14 @@ func TestCrossOrigin(t *testing.T) {
 		t.Errorf("the page's own form: %d", w.Code)
 	}
 	// A name that somebody else points here.
-	r := httptest.NewRequest("GET", "http://evil.example/api/v1/openapi.yaml", nil)
+	r := httptest.NewRequest(http.MethodGet, "http://evil.example/api/v1/openapi.yaml", nil)
 	w := httptest.NewRecorder()
 	s.ServeHTTP(w, r)
 	if w.Code != http.StatusMisdirectedRequest {
 		t.Errorf("under a foreign name: %d", w.Code)
 	}
 	for _, host := range []string{"localhost:8080", "127.0.0.1:8080", "[::1]:8080", "192.168.3.4", "LOCALHOST."} {
-		r := httptest.NewRequest("GET", "http://localhost/healthz", nil)
+		r := httptest.NewRequest(http.MethodGet, "http://localhost/healthz", nil)
 		r.Host = host
 		w := httptest.NewRecorder()
 		s.ServeHTTP(w, r)
@@ -160,7 +160,7 @@ func TestLogin(t *testing.T) {
 		t.Errorf("%d", w.Code)
 	}
 	// With TLS the cookie is bound to it and to this host.
-	r := httptest.NewRequest("POST", "https://localhost/login", strings.NewReader("badge=4711"))
+	r := httptest.NewRequest(http.MethodPost, "https://localhost/login", strings.NewReader("badge=4711"))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	rec := httptest.NewRecorder()
 	s.ServeHTTP(rec, r)

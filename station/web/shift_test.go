@@ -284,8 +284,8 @@ func TestEveryWordFits(t *testing.T) {
 			if lang == "zh" {
 				capital = 0.9 * small
 			}
-			if min := map[bool]float64{true: px, false: px * 0.75}[n <= 36]; err != nil || capital < min && lang != "de" {
-				t.Errorf("%d slots in %s: PASS and FAIL have letters of %.0f px, want %.0f", n, lang, capital, min)
+			if want := map[bool]float64{true: px, false: px * 0.75}[n <= 36]; err != nil || capital < want && lang != "de" {
+				t.Errorf("%d slots in %s: PASS and FAIL have letters of %.0f px, want %.0f", n, lang, capital, want)
 			}
 		}
 	}

@@ -67,7 +67,7 @@ func (s *Server) stream(q *request, since string, e emit) error {
 		}
 		if b.Len() > 0 {
 			if err := send(); err != nil {
-				return nil //nolint:nilerr // the viewer is gone
+				return nil // the viewer is gone
 			}
 		}
 		select {

@@ -238,11 +238,11 @@ type stalled struct {
 	blocks chan struct{} // closed when it holds the first write
 }
 
-func (s *stalled) Header() http.Header                { return s.header }
-func (s *stalled) WriteHeader(int)                    {}
-func (s *stalled) SetReadDeadline(time.Time) error    { return nil }
-func (s *stalled) SetWriteDeadline(t time.Time) error { return nil }
-func (s *stalled) Flush()                             {}
+func (s *stalled) Header() http.Header              { return s.header }
+func (s *stalled) WriteHeader(int)                  {}
+func (s *stalled) SetReadDeadline(time.Time) error  { return nil }
+func (s *stalled) SetWriteDeadline(time.Time) error { return nil }
+func (s *stalled) Flush()                           {}
 func (s *stalled) Write(b []byte) (int, error) {
 	s.size += len(b)
 	close(s.blocks)
