@@ -366,8 +366,12 @@ func fillFrom(a *report.Attempt, e journal.Entry, cut []journal.Entry) {
 			to   *string
 			from string
 		}{
-			{&a.Serial, b.Serial}, {&a.Lot, b.Lot}, {&a.Revision, b.Revision}, {&a.FlashID, b.FlashID},
-			{&a.PlanSHA256, b.PlanSHA256}, {&a.TableSHA256, b.TableSHA256},
+			{&a.Serial, b.Serial},
+			{&a.Lot, b.Lot},
+			{&a.Revision, b.Revision},
+			{&a.FlashID, b.FlashID},
+			{&a.PlanSHA256, b.PlanSHA256},
+			{&a.TableSHA256, b.TableSHA256},
 		} {
 			if *f.to == "" {
 				*f.to = f.from

@@ -16,6 +16,7 @@ package jetstream
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -104,6 +105,7 @@ func (c Config) Validate() error {
 			return errors.New("create.duplicates: is longer than max_age, or negative")
 		}
 	}
+	scheme := ""
 	for i, s := range c.Servers {
 		u, err := url.Parse(s)
 		switch {
@@ -113,7 +115,10 @@ func (c Config) Validate() error {
 			return fmt.Errorf("servers[%d]: holds a user; use creds_file or a client certificate", i)
 		case u.Scheme == "nats" && !c.AllowPlain && !loopback(u.Hostname()):
 			return fmt.Errorf("servers[%d]: is nats:// to another host; use tls://, or say allow_plain: true", i)
+		case u.Scheme != scheme && i > 0:
+			return fmt.Errorf("servers[%d]: is %s:// and the first one is %s://; write the same for all", i, u.Scheme, scheme)
 		}
+		scheme = u.Scheme
 	}
 	return outbox.CheckPatterns(c.Events)
 }
@@ -218,6 +223,9 @@ func (s *Sink) connect(ctx context.Context) error {
 			nats.ReconnectWait(500 * time.Millisecond), nats.ReconnectJitter(500*time.Millisecond, 500*time.Millisecond),
 			nats.PingInterval(20 * time.Second), nats.MaxPingsOutstanding(2), nats.NoCallbacksAfterClientClose(),
 			nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // publish reports what matters
+		}
+		if strings.HasPrefix(s.c.Servers[0], "tls://") { // then also those that the cluster tells of
+			options = append(options, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}))
 		}
 		if s.creds != "" {
 			options = append(options, nats.UserCredentials(s.creds))

@@ -489,6 +489,7 @@ func TestValidate(t *testing.T) {
 		"servers[0]: is neither":  func(c *Config) { c.Servers = []string{"nats.factory"} },
 		"servers[0]: holds":       func(c *Config) { c.Servers = []string{"tls://a:b@c"} },
 		"servers[1]: is nats://":  func(c *Config) { c.Servers = []string{"tls://a", "nats://b"} },
+		"servers[1]: is tls://":   func(c *Config) { c.Servers = []string{"nats://127.0.0.1", "tls://b"} },
 		"stream: ":                func(c *Config) { c.Stream = "a b" },
 		"domain: ":                func(c *Config) { c.Domain = "a.b" },
 		"cert_file: ":             func(c *Config) { c.KeyFile = "x" },

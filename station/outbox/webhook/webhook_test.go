@@ -130,7 +130,9 @@ func TestAnswers(t *testing.T) {
 		class  string // the type of the error
 		want   string
 	}{
-		{status: 200}, {status: 204}, {status: 299},
+		{status: 200},
+		{status: 204},
+		{status: 299},
 		{400, "", never, `400 Bad Request: "no <b>"`},
 		{413, "", never, "413"},
 		{415, "", never, "415"},
