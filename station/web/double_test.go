@@ -97,7 +97,7 @@ func newDouble(n int) *double {
 		Conditions: []station.Condition{
 			{Name: "keystore", OK: true, Ready: true, Since: began},
 			{Name: "journal", OK: true, Since: began},
-			{Name: "slots", OK: true, Since: began},
+			{Name: "ports", OK: true, Since: began},
 		},
 		Skipped: []station.PortView{{Port: "platform-usb-0:1.9:1.0-port0", Device: "/dev/ttyUSB70", What: "Silicon Labs CP2102N"}},
 	}}

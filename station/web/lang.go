@@ -61,6 +61,14 @@ func (l *lang) word(group, name any) string {
 	return fmt.Sprint(name)
 }
 
+// condition names a condition of the station; each outbox has its own.
+func (l *lang) condition(name string) string {
+	if sink, ok := strings.CutPrefix(name, "outbox-"); ok {
+		return l.t("condition.outbox", sink)
+	}
+	return l.word("condition", name)
+}
+
 // seconds writes a time in milliseconds.
 func (l *lang) seconds(ms int64) string {
 	s := strconv.FormatFloat(float64(ms)/1000, 'f', 1, 64)

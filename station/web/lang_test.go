@@ -88,7 +88,7 @@ func TestKeysAreThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	en := langs["en"]
-	used, groups := map[string]string{}, []string{"format.", "state.", "meaning.", "verdict.", "role.", "prefs.lang.", "serials."}
+	used, groups := map[string]string{}, []string{"format.", "state.", "meaning.", "verdict.", "role.", "prefs.lang.", "serials.", "condition."}
 	take := func(file, text string) {
 		for _, m := range keyUsed.FindAllStringSubmatch(text, -1) {
 			used[m[1]] = file

@@ -32,7 +32,7 @@ func loadPages(langs map[string]*lang) (map[string]*template.Template, error) {
 	out := map[string]*template.Template{}
 	for tag, l := range langs {
 		t, err := template.New("").Funcs(template.FuncMap{
-			"t": l.t, "word": l.word, "secs": l.seconds, "pct": l.percent, "bytes": l.bytes,
+			"t": l.t, "word": l.word, "condition": l.condition, "secs": l.seconds, "pct": l.percent, "bytes": l.bytes,
 			"clock": clock, "date": date, "hex": func(n any) string { return fmt.Sprintf("0x%x", n) },
 			"asset": asset, "dict": dict, "short": short, "verdictState": verdictState, "sources": sources, "mac": splitMAC, "languages": func() []string { return languages },
 		}).ParseFS(templateFiles, "templates/*.html")
