@@ -174,6 +174,12 @@ func (d *double) View() station.View {
 	return d.view
 }
 
+func (d *double) looked() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.looks
+}
+
 func (d *double) Watch() *station.Watch { return d.changes.Watch() }
 
 func (d *double) StartUnit(_ context.Context, by station.Person, slot, serial string) error {
@@ -276,11 +282,11 @@ func (d *double) Plan(context.Context, string) (*provision.PlanReport, error) {
 		},
 		Stages: []string{"burn-key", "protect-key", "close"}, Warnings: []string{"partition nvs is not encrypted"},
 	}
-	for i := range 256 {
-		p.Bits = append(p.Bits, efuse.Bit{Stage: "burn-key", BitRef: efuse.BitRef{Block: "BLOCK_KEY0", Word: i / 32, Bit: i % 32}, Note: "the flash encryption key"})
-	}
 	p.Bits = append(
 		p.Bits,
+		efuse.Bit{Stage: "burn-key", BitRef: efuse.BitRef{Block: "KEY0", Bit: -1, Field: "KEY0"}, Note: "32 key bytes, last byte first"},
+		efuse.Bit{Stage: "burn-key", BitRef: efuse.BitRef{Block: "BLOCK0", Word: 2, Bit: 18, Field: "SPI_BOOT_CRYPT_CNT"}, Note: "flash encryption is on"},
+		efuse.Bit{Stage: "burn-key", BitRef: efuse.BitRef{Block: "BLOCK0", Word: 2, Bit: 19, Field: "SPI_BOOT_CRYPT_CNT"}, Note: "flash encryption is on"},
 		efuse.Bit{Stage: "protect-key", BitRef: efuse.BitRef{Block: "BLOCK0", Bit: 3, Field: "RD_DIS"}, Note: "software can no longer read the key"},
 		efuse.Bit{Stage: "protect-key", BitRef: efuse.BitRef{Block: "BLOCK0", Bit: 9, Field: "DIS_PAD_JTAG"}, Note: "JTAG off", AlreadySet: true},
 		efuse.Bit{Stage: "close", BitRef: efuse.BitRef{Block: "BLOCK0", Word: 3, Bit: 1, Field: "ENABLE_SECURITY_DOWNLOAD"}, Note: "the loader takes only a few commands"},

@@ -140,6 +140,34 @@ func TestKeysAreThere(t *testing.T) {
 	}
 }
 
+// TestStepsHaveWords: every step that the engine names has a word in every
+// language.
+func TestStepsHaveWords(t *testing.T) {
+	langs, err := web.Languages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := regexp.MustCompile(`(?m)^\s*(?:const )?(?:stage|step)[A-Z]\w*\s*= "([a-z-]+)"`)
+	found := 0
+	for _, file := range []string{"stages.go", "rework.go"} {
+		b, err := os.ReadFile(filepath.Join("..", "..", "provision", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range name.FindAllStringSubmatch(string(b), -1) {
+			found++
+			for tag, words := range langs {
+				if words["step."+m[1]] == "" {
+					t.Errorf("%s has no word for step %s", tag, m[1])
+				}
+			}
+		}
+	}
+	if found < 15 {
+		t.Errorf("only %d steps were found", found)
+	}
+}
+
 var action = regexp.MustCompile(`(?s)\{\{.*?\}\}`)
 
 // TestNothingHardCoded: no template holds a word of any language outside its

@@ -709,7 +709,7 @@ type planStage struct {
 
 type planBit struct {
 	Field, Where, Note string
-	Count              int
+	Count              int // 0: the key as a whole
 	Set                bool
 }
 
@@ -734,17 +734,22 @@ func planStages(p *provision.PlanReport) []planStage {
 					continue
 				}
 			}
-			st.Bits = append(st.Bits, planBit{Field: field, Where: b.String(), Note: b.Note, Count: 1, Set: b.AlreadySet})
+			line := planBit{Field: field, Where: fmt.Sprintf("%s %d.%d", b.Block, b.Word, b.Bit), Note: b.Note, Count: 1, Set: b.AlreadySet}
+			if b.Bit < 0 { // the key as a whole
+				line.Where, line.Count = b.Block, 0
+			}
+			st.Bits = append(st.Bits, line)
 		}
 		out = append(out, st)
 	}
 	return out
 }
 
+// newBits counts what is burned, without the key.
 func newBits(p *provision.PlanReport) int {
 	n := 0
 	for _, b := range p.Bits {
-		if !b.AlreadySet {
+		if !b.AlreadySet && b.Bit >= 0 {
 			n++
 		}
 	}

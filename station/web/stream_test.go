@@ -268,7 +268,7 @@ func TestStalledViewer(t *testing.T) {
 		}()
 		<-w.blocks
 		before := time.Now()
-		looks := d.looks
+		looks := d.looked()
 		for i := range 100000 {
 			d.set(fmt.Sprintf("%c%d", 'A'+i%8, i/8%8+1), func(s *station.SlotView) { s.Done = int64(i) })
 		}
@@ -276,7 +276,7 @@ func TestStalledViewer(t *testing.T) {
 			t.Errorf("the station waited %v", took)
 		}
 		synctest.Wait()
-		if n := d.looks - looks; n > 3 {
+		if n := d.looked() - looks; n > 3 {
 			t.Errorf("100,000 changes at once are %d looks at the station", n)
 		}
 		held := w.size
