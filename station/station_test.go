@@ -27,7 +27,7 @@ import (
 
 // factory is a directory with everything that a station needs.
 type factory struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	store keystore.Store
 	jrn   *journal.Journal
@@ -81,7 +81,7 @@ func product(t testing.TB, chipName, profile string) *provision.Job {
 	return j
 }
 
-func newFactory(t *testing.T, jobs ...*provision.Job) *factory {
+func newFactory(t testing.TB, jobs ...*provision.Job) *factory {
 	t.Helper()
 	f := &factory{t: t, dir: t.TempDir(), jobs: jobs}
 	keys := filepath.Join(f.dir, "keystore.db")
@@ -130,7 +130,7 @@ func (f *factory) close() {
 // running is a station at work.
 type running struct {
 	*station.Station
-	t    *testing.T
+	t    testing.TB
 	stop func()
 }
 
@@ -379,5 +379,7 @@ func (handPort) Close() error { return nil }
 // awaitGone waits until nobody's board is in the slot.
 func (r *running) awaitGone(name string) {
 	r.t.Helper()
-	r.await(name, "leaving", func(v station.SlotView) bool { return v.State == station.SlotMissing || v.State == station.SlotBlocked && v.Device == "" })
+	r.await(name, "leaving", func(v station.SlotView) bool {
+		return v.State == station.SlotMissing || v.State == station.SlotBlocked && v.Device == ""
+	})
 }

@@ -5,6 +5,7 @@
 package sample
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -32,7 +33,9 @@ type Product struct {
 	Name    string // of the recipe; empty: sample-CHIP
 	Profile string // development, hybrid, release or closed
 	AppSize int    // bytes of application code; 0: 24 KiB
-	Baud    int    // while flashing; 0: the recipe's default
+	// AppSpace is the size of each of the three app partitions; 0: 256 KiB.
+	AppSpace uint32
+	Baud     int // while flashing; 0: the recipe's default
 }
 
 // memory is where a chip's images load to: internal RAM for the bootloader,
@@ -46,16 +49,22 @@ var memories = map[chip.ID]memory{
 	chip.IDESP32C3: {bootIRAM: 0x403CC710, appDROM: 0x3C000020, appIRAM: 0x40380000},
 }
 
+// maxInRAM is what a sample application loads into internal RAM at most; the rest of
+// a large one stays in flash, as with real ones.
+const maxInRAM = 192 << 10
+
 // Table is the sample's partition table, for 4 MB of flash.
-func Table() *partition.Table {
+func Table() *partition.Table { return table(0x40000) }
+
+func table(space uint32) *partition.Table {
 	return partition.New(
 		partition.Entry{Type: partition.TypeData, Subtype: partition.DataNVS, Offset: 0x9000, Size: 0x4000, Label: "nvs"},
 		partition.Entry{Type: partition.TypeData, Subtype: partition.DataOTA, Offset: OTADataOffset, Size: 0x2000, Label: "otadata"},
 		partition.Entry{Type: partition.TypeData, Subtype: partition.DataPHY, Offset: 0xF000, Size: 0x1000, Label: "phy_init"},
-		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppFactory, Offset: FactoryOffset, Size: 0x40000, Label: "factory"},
-		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppOTA0, Offset: 0x50000, Size: 0x40000, Label: "ota_0"},
-		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppOTA0 + 1, Offset: 0x90000, Size: 0x40000, Label: "ota_1"},
-		partition.Entry{Type: partition.TypeData, Subtype: partition.DataNVSKeys, Offset: 0xD0000, Size: 0x1000, Label: "nvs_keys", Flags: partition.FlagEncrypted},
+		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppFactory, Offset: FactoryOffset, Size: space, Label: "factory"},
+		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppOTA0, Offset: FactoryOffset + space, Size: space, Label: "ota_0"},
+		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppOTA0 + 1, Offset: FactoryOffset + 2*space, Size: space, Label: "ota_1"},
+		partition.Entry{Type: partition.TypeData, Subtype: partition.DataNVSKeys, Offset: FactoryOffset + 3*space, Size: 0x1000, Label: "nvs_keys", Flags: partition.FlagEncrypted},
 	)
 }
 
@@ -77,18 +86,19 @@ func Files(p Product) (map[uint32][]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sample bootloader: %w", err)
 	}
+	inRAM := min(size-size/4, maxInRAM)
 	app, err := image.Build(image.Spec{
 		Chip: p.Chip.ID, EntryAddr: mem.appIRAM, SPISize: image.SPISize4MB,
 		AppDesc: &image.AppDesc{Version: "1.0.0", ProjectName: "provisiond-sample", IDFVer: "none", SecureVersion: 1},
 		Segments: []image.Segment{
-			{LoadAddr: mem.appDROM, Data: filler(rng, size/4&^3)},
-			{LoadAddr: mem.appIRAM, Data: filler(rng, (size-size/4)&^3)},
+			{LoadAddr: mem.appDROM, Data: filler(rng, (size-inRAM)&^3)},
+			{LoadAddr: mem.appIRAM, Data: filler(rng, inRAM&^3)},
 		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sample application: %w", err)
 	}
-	table, err := Table().MarshalBinary()
+	table, err := table(cmp.Or(p.AppSpace, 0x40000)).MarshalBinary()
 	if err != nil {
 		return nil, err
 	}

@@ -98,7 +98,7 @@ func runSlots(b *testing.B, bin, farmBin string, n, each int) measured {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if _, err := sample.Write(dir, sample.Product{Chip: m, Name: "c3", Profile: "release", AppSize: 512 << 10, Baud: 921600}); err != nil {
+	if _, err := sample.Write(dir, sample.Product{Chip: m, Name: "c3", Profile: "release", AppSize: 900 << 10, AppSpace: 0x100000, Baud: 921600}); err != nil {
 		b.Fatal(err)
 	}
 	f := newFarm(b, farmBin, "-pace")
