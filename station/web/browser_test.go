@@ -150,9 +150,22 @@ func (b *browser) scan(text string) {
 	b.do(chromedp.KeyEvent(text))
 }
 
+// open goes to a page. A page that loads itself anew at that moment, because the
+// slots are others, makes the browser drop one of the two; then it goes again.
 func (b *browser) open(path string) {
 	b.t.Helper()
-	b.do(chromedp.Navigate(b.url + path))
+	for range 5 {
+		ctx, cancel := context.WithTimeout(b.ctx, limit)
+		err := chromedp.Do(ctx, chromedp.Navigate(b.url+path))
+		cancel()
+		if err == nil {
+			return
+		}
+		if !strings.Contains(err.Error(), "ERR_ABORTED") {
+			b.fail(err.Error())
+		}
+	}
+	b.fail("cannot open " + path)
 }
 
 // wait waits until a script is true.

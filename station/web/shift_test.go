@@ -291,8 +291,11 @@ func TestEveryWordFits(t *testing.T) {
 		d.edit(func(v *station.View) { v.Slots = slots })
 		for _, lang := range []string{"en", "de", "zh"} {
 			b.open("/")
+			if _, err := eval[bool](b, `window.before = true`); err != nil {
+				t.Fatal(err)
+			}
 			b.click("button[name=lang][value=" + lang + "]")
-			b.wait(`document.documentElement.lang === "` + lang + `" && document.querySelectorAll(".tile").length === ` + strconv.Itoa(n))
+			b.wait(`window.before === undefined && document.readyState === "complete" && document.documentElement.lang === "` + lang + `" && document.querySelectorAll(".tile").length === ` + strconv.Itoa(n))
 			// A word that is wider than its tile, or that covers what is below it, is not readable
 			// from three metres.
 			bad, err := eval[string](b, `[...document.querySelectorAll(".tile")].map(t => {
