@@ -36,6 +36,10 @@ import (
 // The sweeps try every nth point by default; -all tries them all.
 var all = flag.Bool("all", false, "try every point of the fault sweeps")
 
+// every is for the fault table alone, of which -all takes ten minutes:
+// internal/check runs it at some thousands of its points.
+var every = flag.Int("every", 0, "try every nth point of the fault table; 0: few")
+
 // stride is the step of a sweep: 1 with -all. The default is a prime, so that it
 // does not fall into step with what repeats in a burn.
 func stride(n int) int {

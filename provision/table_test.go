@@ -129,6 +129,13 @@ func (a *tally) log(t *testing.T) {
 // stretch is the step over the table: a prime. With -all it is 1.
 const stretch = 61
 
+func tableStride() int {
+	if *every > 0 {
+		return *every
+	}
+	return stride(stretch * raceFactor)
+}
+
 // TestFaultTable is the fault table: for every operation of a whole run, and every
 // way in which it can go wrong, the run, then restart and resume, and the whole
 // state after each of them.
@@ -145,7 +152,7 @@ func TestFaultTable(t *testing.T) {
 				total += len(list)
 				all.Unlock()
 				var mine tally
-				for _, p := range everyNth(list, stride(stretch*raceFactor)) {
+				for _, p := range everyNth(list, tableStride()) {
 					out, err := tryPoint(t, files, row, p, func(int) *faultPoint { return nil })
 					if err != nil {
 						t.Error(err)
@@ -158,7 +165,7 @@ func TestFaultTable(t *testing.T) {
 			})
 		}
 	})
-	t.Logf("%d points tried of a table of %d", all.points, total)
+	t.Logf("result: %d points tried of a table of %d", all.points, total)
 	all.log(t)
 	for _, want := range []string{"PASS", "ERROR PASS", "killed PASS", "ERROR QUARANTINED"} {
 		if all.outcomes[want] == 0 && all.points == total { // a part of the table need not have all

@@ -171,16 +171,41 @@ type tally struct {
 	reasons                 []string
 }
 
+// heavy are the runs that would take too long with the race detector, or beside
+// others: the fault table at thousands of its points, and a whole shift.
+var heavy = [][]string{
+	{"./provision", "-run", "TestFaultTable", "-args", "-every", "5"},
+	{"./internal/shift", "-args", "-units", "2000", "-slots", "64", "-outage", "1m"},
+}
+
+// test runs all tests. The counts of all runs are added up.
 func test(ctx context.Context) error {
-	args := []string{"test", "-json", "-timeout", "40m"}
-	if _, err := exec.LookPath("cc"); err == nil {
-		args = append(args, "-race")
-	} else if _, err := exec.LookPath("gcc"); err == nil {
-		args = append(args, "-race")
-	} else {
-		fmt.Println("no C compiler: the race detector is off")
+	t := tally{output: map[string][]string{}}
+	err := t.run(ctx, append(raceArgs(), "./...")...)
+	for _, h := range heavy {
+		fmt.Println("-- go test", strings.Join(h, " "))
+		err = errors.Join(err, t.run(ctx, append([]string{"-count=1"}, h...)...))
 	}
-	cmd := exec.CommandContext(ctx, "go", append(args, "./...")...)
+	sort.Strings(t.reasons)
+	for _, r := range t.reasons {
+		fmt.Println("skipped:", r)
+	}
+	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed, t.skipped)
+	return err
+}
+
+func raceArgs() []string {
+	if _, err := exec.LookPath("cc"); err == nil {
+		return []string{"-race"}
+	} else if _, err := exec.LookPath("gcc"); err == nil {
+		return []string{"-race"}
+	}
+	fmt.Println("no C compiler: the race detector is off")
+	return nil
+}
+
+func (t *tally) run(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-timeout", "40m"}, args...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -189,15 +214,8 @@ func test(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	t := tally{output: map[string][]string{}}
 	readErr := t.read(out)
-	runErr := cmd.Wait()
-	sort.Strings(t.reasons)
-	for _, r := range t.reasons {
-		fmt.Println("skipped:", r)
-	}
-	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed, t.skipped)
-	return errors.Join(readErr, runErr)
+	return errors.Join(readErr, cmd.Wait())
 }
 
 func (t *tally) read(r io.Reader) error {
@@ -229,6 +247,11 @@ func (t *tally) end(e event, key string) {
 	delete(t.output, key)
 	if e.Action == "fail" {
 		fmt.Print(strings.Join(lines, ""))
+	}
+	for _, l := range lines { // figures that a reader of the run should see
+		if _, text, ok := strings.Cut(l, "result: "); ok && e.Action == "pass" {
+			fmt.Printf("%s: %s", e.Test, text)
+		}
 	}
 	if e.Test == "" {
 		if e.Action != "fail" && len(lines) > 0 {

@@ -546,7 +546,7 @@ func (s *shift) endOfShift() {
 		t.Errorf("reconcile: %v\n%s", err, out)
 	}
 	s.run(0, "keystore", "check", "vault:admin.yaml", "--read-keys")
-	t.Logf("%d units, %d slots: %v", *units, *slots, s.count)
+	t.Logf("result: %d units, %d slots: %v", *units, *slots, s.count)
 	// A board that nothing happened to has no reason not to pass.
 	for mac, how := range s.left {
 		if how != "PASS" && !s.hurt[mac] {
