@@ -38,7 +38,7 @@ func (m *meter) Read(ctx context.Context, p []byte) (int, error) {
 	wire := m.wire
 	m.count(n)
 	if m.reset {
-		m.boot += max(0, time.Since(began)-(m.wire-wire)) // bytes that were there already
+		m.boot += max(0, time.Since(began)-(m.wire-wire))  // bytes that were there already
 		m.reset = !bytes.Contains(p[:n], []byte{slip.End}) // a text is no answer
 	}
 	return n, err

@@ -147,7 +147,7 @@ func (d *daemon) open() error {
 	d.bay.SetSlots(slots)
 	specs := d.specs(cfg, slots)
 	o := station.Options{
-		Name: cfg.Station, Version: strings.TrimPrefix(toolVersion(), "provisiond "), Tool: toolVersion(), Simulated: cfg.Simulated != nil, Store: d.store, Journal: d.jrn, Views: d.views,
+		Name: cfg.Station, Version: strings.TrimPrefix(toolVersion(), "provisiond "), Tool: toolVersion(), Simulated: cfg.Simulated != nil, Store: d.store, Journal: timedJournal{d.jrn, d.metrics}, Views: d.views,
 		Jobs: jobs, Slots: specs, Log: d.a.log, UnitTimeout: cfg.UnitTimeout, Failures: cfg.Failures, LoginToStart: cfg.LoginToStart,
 		Certificate: d.certificate, Plan: virginPlan, Trace: traceToLog(d.a.log), OnResult: d.finished, Reprint: d.out.reprint(),
 	}
@@ -319,6 +319,21 @@ func (d *daemon) certificate(ctx context.Context, mac chip.MAC) ([]byte, error) 
 		return nil, &station.ActionError{Kind: station.ActionNotFound, Text: "the journal knows nothing of unit " + mac.String(), Next: "ask the station that made it"}
 	}
 	return cert, err
+}
+
+// timedJournal tells the metrics how long an entry takes to become durable.
+type timedJournal struct {
+	*journal.Journal
+	metrics *web.Metrics
+}
+
+func (j timedJournal) Append(ctx context.Context, e journal.Entry) (journal.Entry, error) {
+	began := time.Now()
+	e, err := j.Journal.Append(ctx, e)
+	if err == nil {
+		j.metrics.JournalFsync(time.Since(began))
+	}
+	return e, err
 }
 
 // hooks are the jig's programs.
