@@ -58,16 +58,34 @@ func (c *Chip) take(p []byte) (n int, wait time.Duration, wake <-chan struct{}, 
 		return 0, 0, nil, err
 	}
 	now := time.Now()
+	if wait := c.batch(len(p)).Sub(now); wait > 0 {
+		c.armLoop()
+		return 0, wait, c.wake, nil
+	}
 	for n < len(p) && n < len(c.out) && !c.out[n].ready.After(now) {
 		p[n] = c.out[n].b
 		n++
 	}
 	c.out = c.out[n:]
 	c.armLoop()
-	if n == 0 && len(c.out) > 0 {
-		wait = c.out[0].ready.Sub(now)
+	return n, 0, c.wake, nil
+}
+
+// batchTime is how long the adapter collects bytes before it hands them on, as those
+// on USB do (FTDI's latency timer at its shortest).
+const batchTime = time.Millisecond
+
+// batch is when the adapter hands on what is on its way, up to n bytes.
+func (c *Chip) batch(n int) time.Time {
+	n = min(n, len(c.out))
+	if n == 0 {
+		return time.Time{}
 	}
-	return n, wait, c.wake, nil
+	last := c.out[0].ready.Add(batchTime)
+	for n > 1 && c.out[n-1].ready.After(last) {
+		n--
+	}
+	return c.out[n-1].ready
 }
 
 // sleep waits for wake, for d if d is not 0, or for the context.
