@@ -81,7 +81,7 @@ func (h *history) scanned(ports []Port, now time.Time) (come bool) {
 		case pl == nil:
 			h.at[key] = &place{seen: Seen{Port: p, Visit: 1, Generation: 1}, live: true}
 			come = true
-		case !pl.live || !pl.seen.same(p):
+		case !pl.live || !pl.seen.same(p), !p.NativeUSB && pl.seen.enumeration != p.enumeration:
 			pl.seen = Seen{Port: p, Visit: pl.seen.Visit + 1, Generation: pl.seen.Generation + 1}
 			pl.live, come = true, true
 		default:

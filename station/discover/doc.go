@@ -38,18 +38,21 @@
 //   - Away says that the device is off the bus at the moment, and that the grace
 //     period ([Options].Grace) has not passed.
 //
-// The same device (vendor, product, serial number) that returns to its position
-// within the grace period goes on with its visit: Changed is told when it leaves
-// (Away) and when it is back (a higher Generation, perhaps another Device). A
-// fast return may be told as one Changed. Another device, or a late return, is
-// Removed and then Added, with a new Visit.
+// The chip's own USB (303a:1001) that returns to its position within the grace
+// period with the same serial number, which is its MAC, goes on with its visit:
+// Changed is told when it leaves (Away) and when it is back (a higher Generation,
+// perhaps another Device). A fast return may be told as one Changed. Another
+// device, or a late return, is Removed and then Added, with a new Visit.
+//
+// An adapter leaves the bus when somebody pulls it, and never for a reset of the
+// chip behind it. Most have no serial number, or all of a kind have the same. So
+// each of its returns is a new visit, however fast: it may well be the next board.
 //
 // So a slot's worker that has a unit in work keeps it through Changed, since its
 // reset caused that, and opens the port again; it gives up at Removed. A slot
 // whose unit is finished takes Added as "a board was plugged in", and Changed as
 // nothing new. An adapter that stays in the fixture does not tell when boards are
-// exchanged; nor does one without a serial number when its like takes its place
-// within the grace period.
+// exchanged.
 //
 // What a watcher told may be old by the time a port is opened, and names move
 // when a hub comes back: after opening, [Lookup] says which position the device

@@ -97,6 +97,10 @@ func (p Port) same(q Port) bool {
 	return p.Key() == q.Key() && p.VID == q.VID && p.PID == q.PID && p.Serial == q.Serial
 }
 
+// SameEnumeration reports whether q is p at the same position, and has not left the
+// bus in between.
+func (p Port) SameEnumeration(q Port) bool { return p.same(q) && p.enumeration == q.enumeration }
+
 func comparePorts(a, b Port) int {
 	return cmp.Or(naturally(a.SysPath, b.SysPath), naturally(a.Interface, b.Interface),
 		cmp.Compare(a.Number, b.Number), naturally(a.ByPath, b.ByPath), naturally(a.Name, b.Name))

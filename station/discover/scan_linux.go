@@ -28,10 +28,7 @@ var (
 // move when a hub comes back.
 func Lookup(roots Roots, device string) (Port, error) {
 	roots = roots.withDefaults()
-	name := filepath.Base(device)
-	if to, err := filepath.EvalSymlinks(device); err == nil {
-		name = filepath.Base(to)
-	}
+	name := ttyName(roots.Dev, device)
 	sys, err := filepath.EvalSymlinks(roots.Sys)
 	if err != nil {
 		return Port{}, fmt.Errorf("look up %s: %w", device, err)
@@ -43,6 +40,24 @@ func Lookup(roots Roots, device string) (Port, error) {
 		}
 	}
 	return Port{}, fmt.Errorf("look up %s: %w", device, ErrNotPresent)
+}
+
+// ttyName follows links to the kernel's own name in dev, whatever that leads to.
+func ttyName(dev, device string) string {
+	for range 8 {
+		if filepath.Dir(device) == filepath.Clean(dev) && numberedRE.MatchString(filepath.Base(device)) {
+			break
+		}
+		to, err := os.Readlink(device)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(device), to)
+		}
+		device = to
+	}
+	return filepath.Base(device)
 }
 
 // Scan lists the serial ports that are there, by position. It fails only when

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/provisiond/provisiond/station/discover/discovertest"
 )
 
 // What udevadm said on machines of others: the kernel's path of a device, and
@@ -45,8 +47,8 @@ func TestByPathIsUdevs(t *testing.T) {
 		},
 	} {
 		x := newTree(t)
-		x.tty(c.devPath)
-		ports := x.scan()
+		x.TTY(c.devPath)
+		ports := x.scan(t)
 		if len(ports) != 1 || ports[0].ByPath != c.want {
 			t.Errorf("%s (%s):\n got %q\nwant %q", c.devPath, c.from, where(ports), c.want)
 		}
@@ -59,12 +61,12 @@ func TestByPathIsUdevs(t *testing.T) {
 func TestScanReadsEverything(t *testing.T) {
 	t.Parallel()
 	x := newTree(t)
-	x.adapter(pc, "1-1.2", "ttyUSB0", "10c4", "ea60", "0001")
-	x.write(usbPath(pc, "1-1.2")+"/manufacturer", "Silicon Labs\n")
-	x.write(usbPath(pc, "1-1.2")+"/product", "CP2102\x1b[2J N \xff\u202eUART\nsecond line\n")
-	x.adapter(pc, "1-1.10", "ttyACM0", "303a", "1001", "7C:DF:A1:00:00:01")
-	x.udev("pci-0000:00:14.0-usb-0:1.2:1.0-port0", "ttyUSB0")
-	x.udev("pci-0000:00:14.0-usb-0:1.10:1.0", "ttyACM9") // not cleared away yet
+	x.Adapter(pc, "1-1.2", "ttyUSB0", "10c4", "ea60", "0001")
+	x.Write(discovertest.USBPath(pc, "1-1.2")+"/manufacturer", "Silicon Labs\n")
+	x.Write(discovertest.USBPath(pc, "1-1.2")+"/product", "CP2102\x1b[2J N \xff\u202eUART\nsecond line\n")
+	x.Adapter(pc, "1-1.10", "ttyACM0", "303a", "1001", "7C:DF:A1:00:00:01")
+	x.Udev("pci-0000:00:14.0-usb-0:1.2:1.0-port0", "ttyUSB0")
+	x.Udev("pci-0000:00:14.0-usb-0:1.10:1.0", "ttyACM9") // not cleared away yet
 	want := []Port{
 		{
 			ByPath: "pci-0000:00:14.0-usb-0:1.2:1.0-port0", ByPathUSB: "pci-0000:00:14.0-usbv2-0:1.2:1.0-port0",
@@ -78,7 +80,7 @@ func TestScanReadsEverything(t *testing.T) {
 			VID: 0x303a, PID: 0x1001, Serial: "7C:DF:A1:00:00:01", Driver: "cp210x", NativeUSB: true,
 		},
 	}
-	got := x.scan()
+	got := x.scan(t)
 	if d := cmp.Diff(want, got, plain); d != "" {
 		t.Fatal(d)
 	}
@@ -97,10 +99,10 @@ func TestUSBRevision(t *testing.T) {
 		{"00", "12", "usbv1"}, {"00", "480", "usbv2"}, {"01", "480", "usbv2"}, {"02", "480", "usbv2"}, {"03", "5000", "usbv3"}, {"ff", "480", ""},
 	} {
 		x := newTree(t)
-		x.adapter(pc, "1-1", "ttyUSB0", "10c4", "ea60", "")
-		x.write(pc+"/usb1/bDeviceProtocol", c.protocol+"\n")
-		x.write(pc+"/usb1/speed", c.speed+"\n")
-		got := x.scan()[0].ByPathUSB
+		x.Adapter(pc, "1-1", "ttyUSB0", "10c4", "ea60", "")
+		x.Write(pc+"/usb1/bDeviceProtocol", c.protocol+"\n")
+		x.Write(pc+"/usb1/speed", c.speed+"\n")
+		got := x.scan(t)[0].ByPathUSB
 		if c.want == "" && got != "" || c.want != "" && !strings.Contains(got, "-"+c.want+"-0:1:1.0") {
 			t.Errorf("%+v: %q", c, got)
 		}
@@ -110,16 +112,16 @@ func TestUSBRevision(t *testing.T) {
 func TestMultiPortAdapters(t *testing.T) {
 	t.Parallel()
 	x := newTree(t)
-	dev := usbPath(pc, "1-4")
+	dev := discovertest.USBPath(pc, "1-4")
 	for i := range 4 { // FT4232H: an interface each
-		x.tty(fmt.Sprintf("%s/1-4:1.%d/ttyUSB%d/tty/ttyUSB%d", dev, i, i, i))
+		x.TTY(fmt.Sprintf("%s/1-4:1.%d/ttyUSB%d/tty/ttyUSB%d", dev, i, i, i))
 	}
-	dev = usbPath(pc, "1-5")
+	dev = discovertest.USBPath(pc, "1-5")
 	for i := range 2 { // MCS7840: one interface, ports numbered by the driver
-		x.tty(fmt.Sprintf("%s/1-5:1.0/ttyUSB%d/tty/ttyUSB%d", dev, 4+i, 4+i))
-		x.write(fmt.Sprintf("%s/1-5:1.0/ttyUSB%d/port_number", dev, 4+i), fmt.Sprintln(i))
+		x.TTY(fmt.Sprintf("%s/1-5:1.0/ttyUSB%d/tty/ttyUSB%d", dev, 4+i, 4+i))
+		x.Write(fmt.Sprintf("%s/1-5:1.0/ttyUSB%d/port_number", dev, 4+i), fmt.Sprintln(i))
 	}
-	ports := x.scan()
+	ports := x.scan(t)
 	want := []string{
 		"ttyUSB0 pci-0000:00:14.0-usb-0:4:1.0-port0",
 		"ttyUSB1 pci-0000:00:14.0-usb-0:4:1.1-port0",
@@ -155,23 +157,23 @@ func TestMultiPortAdapters(t *testing.T) {
 func TestUARTs(t *testing.T) {
 	t.Parallel()
 	x := newTree(t)
-	x.classes = map[string]string{
+	x.Classes = map[string]string{
 		"fe201000.serial": "amba", "fe201000.serial:0": "serial-base", "fe201000.serial:0.0": "serial-base",
 		"00:00": "pnp", "ttyS0": "tty",
 	}
 	uart := func(devPath, kind, console string) {
-		x.tty(devPath)
-		x.write(devPath+"/type", kind+"\n")
-		x.write(devPath+"/console", console+"\n")
+		x.TTY(devPath)
+		x.Write(devPath+"/type", kind+"\n")
+		x.Write(devPath+"/console", console+"\n")
 	}
 	uart("devices/platform/soc/fe201000.serial/fe201000.serial:0/fe201000.serial:0.0/tty/ttyAMA0", "32", "N")
 	uart("devices/platform/soc/fe201400.serial/tty/ttyAMA2", "32", "N")
 	uart("devices/platform/soc/fe201600.serial/tty/ttyAMA3", "32", "Y") // the kernel's console
 	uart("devices/platform/serial8250/tty/ttyS1", "0", "N")             // no chip there
 	uart("devices/pnp0/00:00/tty/ttyS0", "4", "N")                      // a PC's: no name that lasts
-	x.tty("devices/platform/soc/fe300000.thing/tty/ttyTHING0")          // no UART at all
+	x.TTY("devices/platform/soc/fe300000.thing/tty/ttyTHING0")          // no UART at all
 	want := []string{"ttyAMA2 platform-fe201400.serial", "ttyAMA0 platform-soc-amba-fe201000.serial"}
-	ports := x.scan()
+	ports := x.scan(t)
 	if d := cmp.Diff(want, where(ports)); d != "" {
 		t.Fatal(d)
 	}
@@ -189,42 +191,36 @@ func TestUARTs(t *testing.T) {
 // Whatever is wrong with one device, the others are found.
 func TestMalformedSysfs(t *testing.T) {
 	t.Parallel()
-	dev := usbPath(pc, "1-2")
+	dev := discovertest.USBPath(pc, "1-2")
 	iface := dev + "/1-2:1.0"
 	for name, damage := range map[string]func(x *tree){
-		"no vendor":           func(x *tree) { x.remove(dev + "/idVendor") },
-		"vendor is a word":    func(x *tree) { x.write(dev+"/idVendor", "espressif\n") },
-		"vendor is long":      func(x *tree) { x.write(dev+"/idVendor", strings.Repeat("0", 1<<16)) },
-		"product is empty":    func(x *tree) { x.write(dev+"/idProduct", "") },
-		"vendor is a folder":  func(x *tree) { x.remove(dev + "/idVendor"); x.mkdir(dev + "/idVendor") },
-		"port has no number":  func(x *tree) { x.remove(iface + "/ttyUSB1/port_number") },
-		"port number is -1":   func(x *tree) { x.write(iface+"/ttyUSB1/port_number", "-1\n") },
-		"the device has left": func(x *tree) { x.remove(dev) },
-		"the tty has left":    func(x *tree) { x.remove(iface + "/ttyUSB1/tty") },
-		"link leads outside": func(x *tree) {
-			x.remove("class/tty/ttyUSB1")
-			x.must(os.Symlink("/etc", x.path("class/tty/ttyUSB1")))
-		},
-		"link leads to itself": func(x *tree) {
-			x.remove("class/tty/ttyUSB1")
-			x.must(os.Symlink("ttyUSB1", x.path("class/tty/ttyUSB1")))
-		},
-		"entry is a file":       func(x *tree) { x.remove("class/tty/ttyUSB1"); x.write("class/tty/ttyUSB1", "") },
-		"interface has no name": func(x *tree) { x.remove(iface + "/subsystem") },
-		"device has no name":    func(x *tree) { x.remove(dev + "/subsystem") },
+		"no vendor":             func(x *tree) { x.Remove(dev + "/idVendor") },
+		"vendor is a word":      func(x *tree) { x.Write(dev+"/idVendor", "espressif\n") },
+		"vendor is long":        func(x *tree) { x.Write(dev+"/idVendor", strings.Repeat("0", 1<<16)) },
+		"product is empty":      func(x *tree) { x.Write(dev+"/idProduct", "") },
+		"vendor is a folder":    func(x *tree) { x.Remove(dev + "/idVendor"); x.Mkdir(dev + "/idVendor") },
+		"port has no number":    func(x *tree) { x.Remove(iface + "/ttyUSB1/port_number") },
+		"port number is -1":     func(x *tree) { x.Write(iface+"/ttyUSB1/port_number", "-1\n") },
+		"the device has left":   func(x *tree) { x.Remove(dev) },
+		"the tty has left":      func(x *tree) { x.Remove(iface + "/ttyUSB1/tty") },
+		"link leads outside":    func(x *tree) { x.Symlink("class/tty/ttyUSB1", "/etc") },
+		"link leads to itself":  func(x *tree) { x.Symlink("class/tty/ttyUSB1", "ttyUSB1") },
+		"entry is a file":       func(x *tree) { x.Remove("class/tty/ttyUSB1"); x.Write("class/tty/ttyUSB1", "") },
+		"interface has no name": func(x *tree) { x.Remove(iface + "/subsystem") },
+		"device has no name":    func(x *tree) { x.Remove(dev + "/subsystem") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			x := newTree(t)
-			x.adapter(pc, "1-1", "ttyUSB0", "10c4", "ea60", "")
-			x.adapter(pc, "1-2", "ttyUSB1", "10c4", "ea60", "")
-			x.adapter(pc, "1-3", "ttyUSB2", "10c4", "ea60", "")
-			if n := len(x.scan()); n != 3 {
+			x.Adapter(pc, "1-1", "ttyUSB0", "10c4", "ea60", "")
+			x.Adapter(pc, "1-2", "ttyUSB1", "10c4", "ea60", "")
+			x.Adapter(pc, "1-3", "ttyUSB2", "10c4", "ea60", "")
+			if n := len(x.scan(t)); n != 3 {
 				t.Fatalf("%d ports before the damage", n)
 			}
 			damage(x)
 			want := []string{"ttyUSB0 pci-0000:00:14.0-usb-0:1:1.0-port0", "ttyUSB2 pci-0000:00:14.0-usb-0:3:1.0-port0"}
-			if d := cmp.Diff(want, where(x.scan())); d != "" {
+			if d := cmp.Diff(want, where(x.scan(t))); d != "" {
 				t.Error(d)
 			}
 		})
@@ -235,18 +231,18 @@ func TestMalformedSysfs(t *testing.T) {
 func TestSparseSysfs(t *testing.T) {
 	t.Parallel()
 	x := newTree(t)
-	x.adapter(pc, "1-2", "ttyUSB1", "10c4", "ea60", "")
-	dev := usbPath(pc, "1-2")
-	x.remove(dev + "/devnum")
-	x.remove(dev + "/1-2:1.0/driver")
-	x.remove(pc + "/usb1/bDeviceProtocol")
-	ports := x.scan()
+	x.Adapter(pc, "1-2", "ttyUSB1", "10c4", "ea60", "")
+	dev := discovertest.USBPath(pc, "1-2")
+	x.Remove(dev + "/devnum")
+	x.Remove(dev + "/1-2:1.0/driver")
+	x.Remove(pc + "/usb1/bDeviceProtocol")
+	ports := x.scan(t)
 	if len(ports) != 1 || ports[0].ByPath == "" || ports[0].ByPathUSB != "" || ports[0].Driver != "" {
 		t.Errorf("%+v", ports)
 	}
-	x.remove(pc + "/subsystem") // a controller of which nobody has heard
-	x.remove("devices/pci0000:00/uevent")
-	ports = x.scan()
+	x.Remove(pc + "/subsystem") // a controller of which nobody has heard
+	x.Remove("devices/pci0000:00/uevent")
+	ports = x.scan(t)
 	if len(ports) != 1 || ports[0].ByPath != "" || ports[0].Binding() != "usb:1-2:1.0-port0" {
 		t.Errorf("%+v", ports)
 	}
@@ -264,7 +260,7 @@ func TestNoSysfs(t *testing.T) {
 func TestScanWhileDevicesVanish(t *testing.T) {
 	t.Parallel()
 	x := newTree(t)
-	x.adapter(pc, "1-1", "ttyUSB0", "10c4", "ea60", "steady")
+	x.Adapter(pc, "1-1", "ttyUSB0", "10c4", "ea60", "steady")
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -273,8 +269,8 @@ func TestScanWhileDevicesVanish(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				x.adapter(pc, "1-2", "ttyUSB1", "10c4", "ea60", "flicker")
-				x.unplug(pc, "1-2")
+				x.Adapter(pc, "1-2", "ttyUSB1", "10c4", "ea60", "flicker")
+				x.Unplug(pc, "1-2")
 			}
 		}
 	})
@@ -300,26 +296,34 @@ func TestScanWhileDevicesVanish(t *testing.T) {
 func TestLookup(t *testing.T) {
 	t.Parallel()
 	x := newTree(t)
-	x.adapter(pc, "1-1", "ttyUSB0", "1a86", "7523", "")
-	x.adapter(pc, "1-2", "ttyUSB1", "1a86", "7523", "")
-	x.udev("pci-0000:00:14.0-usb-0:1:1.0-port0", "ttyUSB0")
+	x.Adapter(pc, "1-1", "ttyUSB0", "1a86", "7523", "")
+	x.Adapter(pc, "1-2", "ttyUSB1", "1a86", "7523", "")
+	x.Udev("pci-0000:00:14.0-usb-0:1:1.0-port0", "ttyUSB0")
 	for _, name := range []string{"ttyUSB0", "ttyUSB1"} { // links need devices to lead to
 		if err := os.WriteFile(filepath.Join(x.roots.Dev, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, p := range x.scan() {
+	for _, p := range x.scan(t) {
 		if got, err := Lookup(x.roots, p.OpenPath()); err != nil || got != p {
 			t.Errorf("%s is %+v, %v", p.OpenPath(), got, err)
 		}
 	}
-	p := x.scan()[0]
-	x.unplug(pc, "1-1")
-	x.unplug(pc, "1-2")
+	// A link of somebody's own, and a device that is a link itself (a PTY in tests).
+	own := filepath.Join(x.Dev, "bench")
+	if err := errors.Join(os.Remove(filepath.Join(x.Dev, "ttyUSB1")), os.Symlink("pts7", filepath.Join(x.Dev, "ttyUSB1")), os.Symlink("ttyUSB1", own)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Lookup(x.roots, own); err != nil || got.SysPath != "1-2" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	p := x.scan(t)[0]
+	x.Unplug(pc, "1-1")
+	x.Unplug(pc, "1-2")
 	if _, err := Lookup(x.roots, p.OpenPath()); !errors.Is(err, ErrNotPresent) {
 		t.Error(err)
 	}
-	x.adapter(pc, "1-2", "ttyUSB0", "1a86", "7523", "") // udev's link is stale
+	x.Adapter(pc, "1-2", "ttyUSB0", "1a86", "7523", "") // udev's link is stale
 	if got, err := Lookup(x.roots, p.OpenPath()); err != nil || got.Key() == p.Key() || got.SysPath != "1-2" {
 		t.Errorf("%s is %+v, %v", p.OpenPath(), got, err)
 	}
@@ -336,7 +340,7 @@ func hub64(x *tree) (positions []string) {
 		position := fmt.Sprintf("1-1.%d.%d", i/8+1, i%8+1)
 		positions = append(positions, position)
 		// The kernel numbers them as it finds them.
-		x.adapter(pc, position, fmt.Sprintf("ttyUSB%d", (i*37+11)%64), "1a86", "7523", "")
+		x.Adapter(pc, position, fmt.Sprintf("ttyUSB%d", (i*37+11)%64), "1a86", "7523", "")
 	}
 	return positions
 }
@@ -345,7 +349,7 @@ func TestHubOf64(t *testing.T) {
 	t.Parallel()
 	x := newTree(t)
 	positions := hub64(x)
-	ports := x.scan()
+	ports := x.scan(t)
 	if len(ports) != 64 {
 		t.Fatalf("%d ports", len(ports))
 	}
@@ -355,8 +359,8 @@ func TestHubOf64(t *testing.T) {
 		}
 	}
 	// The whole branch of a hub leaves.
-	x.unplug(pc, "1-1.3")
-	if n := len(x.scan()); n != 56 {
+	x.Unplug(pc, "1-1.3")
+	if n := len(x.scan(t)); n != 56 {
 		t.Errorf("%d ports without a hub of eight", n)
 	}
 }
@@ -365,26 +369,26 @@ func TestRenumbering(t *testing.T) {
 	t.Parallel()
 	x := newTree(t)
 	for i := range 4 {
-		x.adapter(pc, fmt.Sprintf("1-%d", i+1), fmt.Sprintf("ttyUSB%d", i), "1a86", "7523", "")
+		x.Adapter(pc, fmt.Sprintf("1-%d", i+1), fmt.Sprintf("ttyUSB%d", i), "1a86", "7523", "")
 	}
 	b, err := ParseBinding("pci-0000:00:14.0-usb-0:4:1.0-port0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := Find(b, x.scan())
+	p, err := Find(b, x.scan(t))
 	if err != nil || p.Name != "ttyUSB3" {
 		t.Fatal(p, err)
 	}
-	x.unplug(pc, "1-1")
-	x.unplug(pc, "1-4")
-	if _, err := Find(b, x.scan()); !errors.Is(err, ErrNotPresent) {
+	x.Unplug(pc, "1-1")
+	x.Unplug(pc, "1-4")
+	if _, err := Find(b, x.scan(t)); !errors.Is(err, ErrNotPresent) {
 		t.Fatal(err)
 	}
 	// udev has not cleared the old link away, and ttyUSB3 will be another board.
-	x.udev("pci-0000:00:14.0-usb-0:4:1.0-port0", "ttyUSB3")
-	x.adapter(pc, "1-4", "ttyUSB0", "1a86", "7523", "")
-	x.adapter(pc, "1-1", "ttyUSB3", "1a86", "7523", "")
-	again, err := Find(b, x.scan())
+	x.Udev("pci-0000:00:14.0-usb-0:4:1.0-port0", "ttyUSB3")
+	x.Adapter(pc, "1-4", "ttyUSB0", "1a86", "7523", "")
+	x.Adapter(pc, "1-1", "ttyUSB3", "1a86", "7523", "")
+	again, err := Find(b, x.scan(t))
 	if err != nil || again.Name != "ttyUSB0" || again.OpenPath() != again.Device {
 		t.Fatal(again, err)
 	}

@@ -72,7 +72,7 @@ func (b *bus) close() { b.mu.Lock(); b.closed++; b.mu.Unlock() }
 func (b *bus) set(position string, enumeration, serial string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.ports[position] = Port{SysPath: position, Interface: "1.0", Number: -1, VID: 0x303a, PID: 0x1001, Serial: serial, enumeration: enumeration}
+	b.ports[position] = Port{SysPath: position, Interface: "1.0", Number: -1, VID: 0x303a, PID: 0x1001, Serial: serial, NativeUSB: true, enumeration: enumeration}
 }
 
 func (b *bus) unplug(position string) { b.mu.Lock(); delete(b.ports, position); b.mu.Unlock() }
@@ -220,6 +220,34 @@ func TestWatchKeepsReenumeration(t *testing.T) {
 		want(t, w, "~1-1 v1 g3")
 		time.Sleep(time.Hour)
 		quiet(t, w)
+	})
+}
+
+// An adapter that came back is the next board for all that anybody knows, however
+// fast the hand was and whatever it says of itself. A look that missed it changes
+// nothing.
+func TestWatchSeesAdapterReturn(t *testing.T) {
+	in(t, func(t *testing.T, b *bus, w *Watcher) {
+		want(t, w, "")
+		set := func(enumeration string) {
+			b.set("1-1", enumeration, "0001")
+			b.do(func() { p := b.ports["1-1"]; p.VID, p.PID, p.NativeUSB = 0x10c4, 0xea60, false; b.ports["1-1"] = p })
+			b.hints <- nil
+		}
+		set("7")
+		want(t, w, "+1-1 v1 g1")
+		set("8")
+		want(t, w, "-1-1, +1-1 v2 g2")
+		b.unplug("1-1")
+		b.hints <- nil
+		want(t, w, "~1-1 v2 g2 away")
+		set("9")
+		want(t, w, "-1-1, +1-1 v3 g3")
+		b.unplug("1-1")
+		b.hints <- nil
+		want(t, w, "~1-1 v3 g3 away")
+		set("9")
+		want(t, w, "~1-1 v3 g4")
 	})
 }
 
@@ -451,6 +479,7 @@ func TestDiffProperties(t *testing.T) {
 				if rapid.Bool().Draw(t, "there") {
 					ports = append(ports, Port{
 						SysPath: fmt.Sprintf("1-%d", i), Serial: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "serial"),
+						NativeUSB:   i > 0,
 						enumeration: rapid.SampledFrom([]string{"1", "2"}).Draw(t, "enumeration"),
 					})
 				}
