@@ -323,7 +323,10 @@ func (sl *slot) provision(ctx context.Context, a *Arrival, l *lot, r *request, b
 			res := stationResult(l, "the hook before the unit says no: "+err.Error(), "look at the jig, then start the unit again")
 			res.Verdict, res.Cause = provision.Fail, provision.CauseRefused
 			var f *provision.Failure
-			if errors.As(err, &f) {
+			switch {
+			case ctx.Err() != nil:
+				res.Verdict, res.Cause, res.Reason = provision.Aborted, provision.CauseCancelled, ctx.Err().Error()
+			case errors.As(err, &f):
 				res.Verdict, res.Cause, res.Reason, res.NextStep = f.Verdict(), f.Cause, f.Reason, f.NextStep
 			}
 			return sl.notBegun(ctx, l, by, res)

@@ -386,3 +386,40 @@ func TestReconfigure(t *testing.T) {
 		}
 	})
 }
+
+// TestHungUnit: a run that makes no end is ended, and its neighbour does not notice.
+func TestHungUnit(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		f := newFactory(t, product(t, "esp32c3", "hybrid"))
+		defer f.close()
+		one, two := newHand(), newHand()
+		stuck := stuckJig{}
+		r := f.start(station.Options{Hooks: stuck, UnitTimeout: time.Minute, Slots: []station.Spec{
+			{Name: "1", Start: station.StartPlug, Fixture: one}, {Name: "2", Start: station.StartPlug, Fixture: two},
+		}})
+		defer r.stop()
+		if _, err := r.OpenLot(t.Context(), ann, station.LotRequest{ID: "L1", Recipe: "esp32c3-hybrid", Quantity: 9}); err != nil {
+			t.Fatal(err)
+		}
+		one.in(newBoard(t, "esp32c3", ""))
+		r.awaitState("1", station.SlotBusy)
+		two.in(newBoard(t, "esp32c3", ""))
+		r.awaitState("2", station.SlotPass)
+		if v := r.awaitState("1", station.SlotAborted); !strings.Contains(v.Reason, "longer than") || v.Failures != 0 {
+			t.Errorf("%+v", v)
+		}
+	})
+}
+
+// stuckJig is a hook that never comes back in slot 1.
+type stuckJig struct{}
+
+func (stuckJig) Before(ctx context.Context, u station.UnitStart) error {
+	if u.Slot == "1" {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return nil
+}
+
+func (stuckJig) After(context.Context, station.UnitStart, *provision.Result) error { return nil }
