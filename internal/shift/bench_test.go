@@ -23,12 +23,19 @@ import (
 )
 
 // BenchmarkSlots runs the daemon with one slot and with sixty-four, at 921,600
-// baud each, paced as a UART is. Boards are in a process of their own, whose
-// processor time is reported apart.
+// baud each, paced as a UART is. With sim:// slots the boards are in the daemon's
+// process: its processor time is that of both. Behind serial servers they are in a
+// process of their own, whose time is reported apart, and every exchange crosses
+// two processes and the network's stack.
 //
 //	go test ./internal/shift -run xxx -bench Slots -benchtime 1x
 func BenchmarkSlots(b *testing.B) {
 	bin, farmBin := buildBench(b)
+	b.Run("sim", func(b *testing.B) { benchmarkSlots(b, bin, "") })
+	b.Run("serial-server", func(b *testing.B) { benchmarkSlots(b, bin, farmBin) })
+}
+
+func benchmarkSlots(b *testing.B, bin, farmBin string) {
 	for range b.N {
 		alone := runSlots(b, bin, farmBin, 1, 4)
 		all := runSlots(b, bin, farmBin, 64, 3)
@@ -101,7 +108,16 @@ func runSlots(b *testing.B, bin, farmBin string, n, each int) measured {
 	if _, err := sample.Write(dir, sample.Product{Chip: m, Name: "c3", Profile: "release", AppSize: 900 << 10, AppSpace: 0x100000, Baud: 921600}); err != nil {
 		b.Fatal(err)
 	}
-	f := newFarm(b, farmBin, "-pace")
+	var f *farm
+	if farmBin != "" {
+		f = newFarm(b, farmBin, "-pace")
+	}
+	farmTime := func() float64 {
+		if f == nil {
+			return 0
+		}
+		return f.must(request{Op: "stats"}).Seconds
+	}
 	var ports strings.Builder
 	made := 0
 	insert := func(i int) {
@@ -109,6 +125,10 @@ func runSlots(b *testing.B, bin, farmBin string, n, each int) measured {
 		f.must(request{Op: "insert", Slot: i, Chip: "esp32c3", MAC: chip.MAC{0x02, 0xBE, 0, 0, byte(made >> 8), byte(made)}})
 	}
 	for i := range n {
+		if f == nil {
+			fmt.Fprintf(&ports, "---\nslot: S%02d\nport: sim://esp32c3\n", i)
+			continue
+		}
 		insert(i)
 		fmt.Fprintf(&ports, "---\nslot: S%02d\nport: rfc2217://%s\n", i, f.address[i])
 	}
@@ -118,8 +138,8 @@ func runSlots(b *testing.B, bin, farmBin string, n, each int) measured {
 	write("ports.d/all.yaml", strings.TrimPrefix(ports.String(), "---\n"))
 	write("tokens", fmt.Sprintf("operator engineer %x\n", sha256.Sum256([]byte("shift-token-0123456789"))))
 	s := &shift{url: "http://" + freeAddress(b)}
-	write("station.yaml", fmt.Sprintf("station: bench\nstate: state\njournal: {file: journal.db}\nkeystore: keystore.db\nrecipes: [c3.yaml]\nports: ports.d\nsimulated: {}\nweb: {listen: %q, tokens: tokens}\n",
-		strings.TrimPrefix(s.url, "http://")))
+	write("station.yaml", fmt.Sprintf("station: bench\nstate: state\njournal: {file: journal.db}\nkeystore: keystore.db\nrecipes: [c3.yaml]\nports: ports.d\nsimulated: {paced: true, pause: 100ms, units: %d}\nweb: {listen: %q, tokens: tokens}\n",
+		each, strings.TrimPrefix(s.url, "http://")))
 
 	cmd := exec.Command(bin, "run", "--config", "station.yaml")
 	cmd.Dir = dir
@@ -140,22 +160,21 @@ func runSlots(b *testing.B, bin, farmBin string, n, each int) measured {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	began, cpu, farmCPU := time.Now(), processorTime(b, cmd.Process.Pid), f.must(request{Op: "stats"}).Seconds
+	began, cpu, farmCPU := time.Now(), processorTime(b, cmd.Process.Pid), farmTime()
 	if err := s.api(http.MethodPost, "lots", station.LotRequest{ID: "b", Recipe: "c3", Quantity: n * each, Forever: true}, nil); err != nil {
 		b.Fatal(err)
 	}
 	done := map[int]int{}
 	current := map[int]string{}
-	for left := n * each; left > 0; {
+	for passed := 0; passed < n*each; {
 		v, err := s.view()
 		if err != nil {
 			b.Fatal(err)
 		}
 		for i, sv := range v.Slots {
-			if sv.State == station.SlotPass && sv.Unit != current[i] {
+			if f != nil && sv.State == station.SlotPass && sv.Unit != current[i] {
 				current[i] = sv.Unit
 				done[i]++
-				left--
 				f.must(request{Op: "remove", Slot: i})
 				if done[i] < each {
 					insert(i)
@@ -165,10 +184,11 @@ func runSlots(b *testing.B, bin, farmBin string, n, each int) measured {
 				b.Fatalf("slot %s: %s: %s", sv.Name, sv.Verdict, sv.Reason)
 			}
 		}
+		passed = v.Lots[0].Yield.Pass
 		time.Sleep(500 * time.Millisecond)
 	}
 	wall := time.Since(began).Seconds()
-	out := measured{bySlot: map[string][]float64{}, cores: (processorTime(b, cmd.Process.Pid) - cpu) / wall, farmCores: (f.must(request{Op: "stats"}).Seconds - farmCPU) / wall, rss: peakMemory(b, cmd.Process.Pid)}
+	out := measured{bySlot: map[string][]float64{}, cores: (processorTime(b, cmd.Process.Pid) - cpu) / wall, farmCores: (farmTime() - farmCPU) / wall, rss: peakMemory(b, cmd.Process.Pid)}
 	before := uint64(0)
 	for {
 		var page []station.UnitView
