@@ -559,6 +559,33 @@ func TestUnitsAreMerged(t *testing.T) {
 	}
 }
 
+// TestMetasAreMerged: a list of all records has those that wait, in their places,
+// whatever the inner store can do by itself.
+func TestMetasAreMerged(t *testing.T) {
+	b, s := begun(t)
+	must[keystore.Receipt](t)(s.Create(t.Context(), keystoretest.NewRecord(t, keystoretest.Simulated(2))))
+	for _, n := range []byte{1, 3} {
+		must[keystore.Receipt](t)(b.another().Create(t.Context(), keystoretest.NewRecord(t, keystoretest.Simulated(n))))
+	}
+	all := func() (refs []string, err error) {
+		for m, err := range keystore.Metas(t.Context(), s) {
+			if err != nil {
+				return refs, err
+			}
+			place, _, _ := strings.Cut(m.Receipt.Ref, ":")
+			refs = append(refs, fmt.Sprint(m.Unit[5], " ", place))
+		}
+		return refs, nil
+	}
+	if refs, err := all(); !errors.Is(err, keystore.ErrUnavailable) && !errors.Is(err, keystore.ErrPartial) {
+		t.Errorf("away: %v, %v", refs, err)
+	}
+	b.away = nil
+	if refs, err := all(); err != nil || !slices.Equal(refs, []string{"1 fake", "2 escrow", "3 fake"}) {
+		t.Errorf("%q, %v", refs, err)
+	}
+}
+
 func collect(seq iter.Seq2[chip.MAC, error]) (out []chip.MAC, err error) {
 	for u, e := range seq {
 		if e != nil {

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -70,6 +71,7 @@ func Run(t *testing.T, h Harness) {
 		{"StatesAreIdempotent", testStatesAreIdempotent},
 		{"EveryTransition", testEveryTransition},
 		{"ListAndUnits", testListAndUnits},
+		{"Metas", testMetas},
 		{"SimulatedUnitsStayApart", testSimulatedUnitsStayApart},
 		{"ConcurrentCreate", testConcurrentCreate},
 		{"ConcurrentSameRecord", testConcurrentSameRecord},
@@ -461,6 +463,83 @@ func testListAndUnits(t *testing.T, h Harness) {
 	}
 }
 
+// testMetas holds what a store tells of all its records against what List tells of
+// each unit, with the store's own Metas, if it is a keystore.Lister, and without.
+func testMetas(t *testing.T, h Harness) {
+	s := open(t, h)
+	for _, err := range keystore.Metas(t.Context(), s) {
+		t.Fatalf("an empty store has a record: %v", err)
+	}
+	for i := byte(40); i > 0; i-- { // stored in descending order
+		r := NewRecord(t, Simulated(i))
+		create(t, s, r)
+		switch i % 4 {
+		case 0:
+			addState(t, s, r, keystore.MayBeInSilicon)
+			addState(t, s, r, keystore.InSilicon)
+		case 1:
+			addState(t, s, r, keystore.Superseded)
+			create(t, s, NewRecord(t, r.Unit))
+		}
+	}
+	var want []string
+	for u, err := range s.Units(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		metas, err := s.List(t.Context(), u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range metas {
+			want = append(want, fmt.Sprintf("%+v", m))
+		}
+	}
+	if len(want) != 50 {
+		t.Fatalf("%d records", len(want))
+	}
+	for name, all := range map[string]func(context.Context) iter.Seq2[keystore.Meta, error]{
+		"as the store does": func(ctx context.Context) iter.Seq2[keystore.Meta, error] { return keystore.Metas(ctx, s) },
+		"unit by unit":      func(ctx context.Context) iter.Seq2[keystore.Meta, error] { return keystore.ListUnits(ctx, s, 3) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			for m, err := range all(t.Context()) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.Confirm(t.Context(), m.Unit, m.Fingerprint); err != nil { // the loop may use the store
+					t.Fatal(err)
+				}
+				got = append(got, fmt.Sprintf("%+v", m))
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("metas:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+			}
+			seen := 0
+			for _, err := range all(t.Context()) { // and may stop early
+				if seen++; err != nil || seen == 2 {
+					break
+				}
+			}
+			if seen != 2 {
+				t.Errorf("%d records before the break", seen)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			seen = 0
+			var last error
+			for _, err := range all(ctx) {
+				cancel()
+				seen, last = seen+1, err
+			}
+			if wantErr(t, "metas, cancelled on the way", last, context.Canceled); seen > 3 { // the first unit has two records
+				t.Errorf("%d records after the first unit", seen-3)
+			}
+		})
+	}
+}
+
 func testSimulatedUnitsStayApart(t *testing.T, h Harness) {
 	unit := chip.MAC{0x24, 0x0A, 0xC4, 0, 0, 1} // a vendor's
 	for _, test := range []bool{true, false} {
@@ -577,6 +656,11 @@ func testCancelled(t *testing.T, h Harness) {
 		err = e
 	}
 	wantErr(t, "units", err, context.Canceled)
+	err = nil
+	for _, e := range keystore.Metas(ctx, s) {
+		err = e
+	}
+	wantErr(t, "metas", err, context.Canceled)
 
 	wantNotFound(t, s, fresh)
 	if metas, err := s.List(t.Context(), r.Unit); err != nil || len(metas[0].States) != 0 {
@@ -636,6 +720,11 @@ func testClosed(t *testing.T, h Harness) {
 	wantErr(t, "state", err, keystore.ErrUnavailable)
 	_, err = s.Info(t.Context())
 	wantErr(t, "info", err, keystore.ErrUnavailable)
+	err = nil
+	for _, e := range keystore.Metas(t.Context(), s) {
+		err = e
+	}
+	wantErr(t, "metas", err, keystore.ErrUnavailable)
 }
 
 // testNothingShowsTheKey prints everything that the store hands out.

@@ -21,22 +21,28 @@ import (
 	"github.com/provisiond/provisiond/internal/vaulttest"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/keystoretest"
+	"github.com/provisiond/provisiond/provision/report"
 )
 
-// rawClient is HashiCorp's client as its documentation shows it.
-func rawClient(b *testing.B, x *site, token string) *api.Client {
+// rawClient is HashiCorp's client as its documentation shows it. On its way to the
+// server there may be something between.
+func rawClient(b *testing.B, x *site, token string, between ...func(http.RoundTripper) http.RoundTripper) *api.Client {
 	b.Helper()
 	cfg := api.DefaultConfig()
 	cfg.Address = x.srv.Addr
 	if err := cfg.ConfigureTLS(&api.TLSConfig{CACert: x.srv.CA.File}); err != nil {
 		b.Fatal(err)
 	}
+	own := cfg.HttpClient.Transport.(*http.Transport)
+	b.Cleanup(own.CloseIdleConnections)
+	for _, f := range between {
+		cfg.HttpClient.Transport = f(cfg.HttpClient.Transport)
+	}
 	c, err := api.NewClient(cfg)
 	if err != nil {
 		b.Fatal(err)
 	}
 	c.SetToken(token)
-	b.Cleanup(cfg.HttpClient.CloseIdleConnections)
 	return c
 }
 
@@ -144,7 +150,7 @@ func BenchmarkCustody(b *testing.B) {
 						})
 					}))
 				}
-				report(b, turns)
+				reportTurns(b, turns)
 			})
 		}
 	}
@@ -170,8 +176,8 @@ func inTurns(n int, raw, ours func() float64) turn {
 	return turn{raw(), o}
 }
 
-// report gives medians: of the rates, and of the turns' ratios.
-func report(b *testing.B, turns []turn) {
+// reportTurns gives medians: of the rates, and of the turns' ratios.
+func reportTurns(b *testing.B, turns []turn) {
 	b.Helper()
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(median(turns, func(t turn) float64 { return t.raw }), "raw/s")
@@ -199,24 +205,32 @@ func (c *counter) RoundTrip(req *http.Request) (*http.Response, error) {
 	return c.next.RoundTrip(req)
 }
 
-// BenchmarkCheck lists and checks many units (PROVISIOND_BENCH_UNITS, 2,000
-// without it), of which every tenth is finished. The raw client makes the same
-// requests, and looks at nothing; "% of plain" compares the rate of our requests
-// with that of the raw client reading one record's metadata after another.
-func BenchmarkCheck(b *testing.B) {
-	count := 2000
+// filled is a site with many units.
+type filled struct {
+	x        *site
+	count    int                    // of units, from benchUnit(1) on
+	prints   []keystore.Fingerprint // of their keys
+	finished func(i int) bool
+	token    string // an auditor's
+	auditor  *Store
+}
+
+// fillSite makes as many units as PROVISIOND_BENCH_UNITS says, 2,000 without it.
+func fillSite(b *testing.B, finished func(i int) bool) *filled {
+	b.Helper()
+	f := &filled{count: 2000, finished: finished}
 	if n := os.Getenv("PROVISIOND_BENCH_UNITS"); n != "" {
-		if _, err := fmt.Sscan(n, &count); err != nil {
+		if _, err := fmt.Sscan(n, &f.count); err != nil {
 			b.Fatal(err)
 		}
 	}
-	x := newSite(b, vaulttest.New(b), "kv", true)
-	s := x.open(b, RoleStation)
-	prints := make([]keystore.Fingerprint, count+1)
-	rounds(b, 32, count, func(i int) error {
+	f.x = newSite(b, vaulttest.New(b), "kv", true)
+	s := f.x.open(b, RoleStation)
+	f.prints = make([]keystore.Fingerprint, f.count+1)
+	rounds(b, 32, f.count, func(i int) error {
 		r := keystoretest.NewRecord(b, benchUnit(i))
-		prints[i] = r.Fingerprint
-		if _, err := s.Create(b.Context(), r); err != nil || i%10 > 0 {
+		f.prints[i] = r.Fingerprint
+		if _, err := s.Create(b.Context(), r); err != nil || !finished(i) {
 			return err
 		}
 		for _, kind := range []keystore.StateKind{keystore.MayBeInSilicon, keystore.InSilicon} {
@@ -226,23 +240,37 @@ func BenchmarkCheck(b *testing.B) {
 		}
 		return nil
 	})
-	token := x.token(b, RoleAuditor)
-	auditor, err := Open(b.Context(), x.config(b, token))
-	if err != nil {
+	f.token = f.x.token(b, RoleAuditor)
+	var err error
+	if f.auditor, err = Open(b.Context(), f.x.config(b, f.token)); err != nil {
 		b.Fatal(err)
 	}
-	defer func() { _ = auditor.Close() }()
-	requests := &counter{next: auditor.c.web.Transport}
-	auditor.c.web.Transport = requests
-	raw := rawClient(b, x, token)
-	read := func(path string) error {
-		_, err := raw.Logical().ReadWithContext(b.Context(), path)
-		return err
-	}
-	list := func(path string) error {
-		_, err := raw.Logical().ListWithContext(b.Context(), path)
-		return err
-	}
+	b.Cleanup(func() { _ = f.auditor.Close() })
+	return f
+}
+
+// requests gives the reads and lists of HashiCorp's client.
+func requests(b *testing.B, raw *api.Client) (read, list func(path string) error) {
+	b.Helper()
+	return func(path string) error {
+			_, err := raw.Logical().ReadWithContext(b.Context(), path)
+			return err
+		}, func(path string) error {
+			_, err := raw.Logical().ListWithContext(b.Context(), path)
+			return err
+		}
+}
+
+// BenchmarkCheck lists and checks many units (PROVISIOND_BENCH_UNITS, 2,000
+// without it), of which every tenth is finished. The raw client makes the same
+// requests, and looks at nothing; "% of plain" compares the rate of our requests
+// with that of the raw client reading one record's metadata after another.
+func BenchmarkCheck(b *testing.B) {
+	f := fillSite(b, func(i int) bool { return i%10 == 0 })
+	count, prints, auditor := f.count, f.prints, f.auditor
+	asked := &counter{next: auditor.c.web.Transport}
+	auditor.c.web.Transport = asked
+	read, list := requests(b, rawClient(b, f.x, f.token))
 	var turns, plain []turn
 	var peak uint64
 	for b.Loop() {
@@ -256,7 +284,7 @@ func BenchmarkCheck(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			return rounds(b, checkWorkers, count, func(i int) error {
+			return rounds(b, workers, count, func(i int) error {
 				u, fp := benchUnit(i), prints[i]
 				err := errors.Join(
 					list("kv/metadata/"+unitPath(u)),
@@ -269,7 +297,7 @@ func BenchmarkCheck(b *testing.B) {
 				return err
 			})
 		}, func() float64 {
-			requests.n.Store(0)
+			asked.n.Store(0)
 			stop := watchHeap(&peak)
 			start := time.Now()
 			rep, err := keystore.Check(b.Context(), auditor, keystore.CheckOptions{Found: func(f keystore.Finding) { b.Error(f) }})
@@ -278,17 +306,117 @@ func BenchmarkCheck(b *testing.B) {
 			if err != nil || rep.Records != count || rep.InSilicon != count/10 {
 				b.Fatal(rep, err)
 			}
-			perRequest = float64(requests.n.Load()) / took
+			perRequest = float64(asked.n.Load()) / took
 			return float64(count) / took
 		}))
-		plain = append(plain, turn{rounds(b, checkWorkers, count, func(i int) error {
+		plain = append(plain, turn{rounds(b, workers, count, func(i int) error {
 			return read("kv/subkeys/" + recordPath(benchUnit(i), prints[i]))
 		}), perRequest})
 	}
-	report(b, turns)
+	reportTurns(b, turns)
 	b.ReportMetric(100*median(plain, turn.ratio), "%-of-plain")
-	b.ReportMetric(float64(requests.n.Load())/float64(count), "requests/unit")
+	b.ReportMetric(float64(asked.n.Load())/float64(count), "requests/unit")
 	b.ReportMetric(float64(peak)/(1<<20), "peak-heap-MiB")
+}
+
+// far is a way to a server that is a while away.
+type far struct {
+	next http.RoundTripper
+	trip time.Duration
+}
+
+func (f far) RoundTrip(req *http.Request) (*http.Response, error) {
+	t := time.NewTimer(f.trip)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return f.next.RoundTrip(req)
+	case <-req.Context().Done():
+		return nil, req.Context().Err()
+	}
+}
+
+// BenchmarkInventory lists the key records of many units (as BenchmarkCheck), of
+// which nine of ten are finished, as the audit does: report.KeystoreLines, each
+// line written. The raw client makes the same requests with as many workers, and
+// looks at nothing. "far" puts 5 ms before each request of both.
+func BenchmarkInventory(b *testing.B) {
+	f := fillSite(b, func(i int) bool { return i%10 > 0 })
+	way := f.auditor.c.web.Transport
+	defer func() { f.auditor.c.web.Transport = way }()
+	for _, c := range []struct {
+		name string
+		trip time.Duration
+	}{{"near", 0}, {"far", 5 * time.Millisecond}} {
+		b.Run(c.name, func(b *testing.B) {
+			var theirs, ours *counter
+			distant := func(count **counter) func(http.RoundTripper) http.RoundTripper {
+				return func(next http.RoundTripper) http.RoundTripper {
+					if c.trip > 0 {
+						next = far{next, c.trip}
+					}
+					*count = &counter{next: next}
+					return *count
+				}
+			}
+			read, list := requests(b, rawClient(b, f.x, f.token, distant(&theirs)))
+			f.auditor.c.web.Transport = distant(&ours)(way)
+			var turns []turn
+			var peak uint64
+			for b.Loop() {
+				turns = append(turns, inTurns(len(turns), func() float64 {
+					theirs.n.Store(0)
+					return f.rawInventory(b, read, list)
+				}, func() float64 {
+					ours.n.Store(0)
+					defer watchHeap(&peak)()
+					return f.inventory(b)
+				}))
+			}
+			reportTurns(b, turns)
+			b.ReportMetric(float64(theirs.n.Load())/float64(f.count), "raw-requests/unit")
+			b.ReportMetric(float64(ours.n.Load())/float64(f.count), "requests/unit")
+			b.ReportMetric(float64(peak)/(1<<20), "peak-heap-MiB")
+		})
+	}
+}
+
+// inventory gives the units per second of the audit's list.
+func (f *filled) inventory(b *testing.B) float64 {
+	b.Helper()
+	start := time.Now()
+	lines, finished := 0, 0
+	var line []byte
+	err := report.KeystoreLines(b.Context(), f.auditor, func(k report.KeyLine) error {
+		line = k.Append(line[:0])
+		if lines++; k.State == keystore.InSilicon {
+			finished++
+		}
+		return nil
+	})
+	if err != nil || lines != f.count || finished != f.count-f.count/10 {
+		b.Fatal(lines, finished, err)
+	}
+	return float64(f.count) / time.Since(start).Seconds()
+}
+
+// rawInventory gives the units per second of the same requests.
+func (f *filled) rawInventory(b *testing.B, read, list func(path string) error) float64 {
+	b.Helper()
+	start := time.Now()
+	if err := list("kv/metadata/units"); err != nil {
+		b.Fatal(err)
+	}
+	rounds(b, workers, min(f.count, 256), func(i int) error { return list(fmt.Sprintf("kv/metadata/units/%02x", byte(i))) })
+	rounds(b, workers, f.count, func(i int) error {
+		u, fp := benchUnit(i), f.prints[i]
+		err := errors.Join(read("kv/data/"+claimPath(u, 1)), read("kv/subkeys/"+recordPath(u, fp)))
+		for n := 1; n == 1 || f.finished(i) && n <= 3; n++ {
+			err = errors.Join(err, read("kv/data/"+statePath(u, fp, n)))
+		}
+		return errors.Join(err, read("kv/data/"+claimPath(u, 2)))
+	})
+	return float64(f.count) / time.Since(start).Seconds()
 }
 
 // watchHeap notes by how much the heap's objects grow at most, until it is stopped.

@@ -15,9 +15,6 @@ import (
 	"github.com/provisiond/provisiond/keystore"
 )
 
-// checkWorkers is how many units are looked at at once.
-const checkWorkers = 32
-
 // pendingFor is how long a claim may wait for its record: the time in which a
 // flash is written, and then some.
 const pendingFor = time.Hour
@@ -34,35 +31,26 @@ func (s *Store) Check(ctx context.Context, o keystore.CheckOptions) (keystore.Ch
 	if err := s.check(ctx); err != nil {
 		return keystore.CheckReport{}, err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	k := &checker{s: s, o: o, report: keystore.CheckReport{Findings: []keystore.Finding{}}}
-	work := make(chan chip.MAC)
-	var wg sync.WaitGroup
-	for range checkWorkers {
-		wg.Go(func() {
-			for u := range work {
-				if err := k.unit(ctx, u); err != nil {
-					cancel(fmt.Errorf("unit %s: %w", u, err))
+	foreign := func(path string) {
+		k.find(keystore.FindingForeign, chip.MAC{}, keystore.Fingerprint{}, "%s does not belong there", strconv.Quote(path))
+	}
+	err := atOnce(ctx, func(ctx context.Context, offer func(chip.MAC) error) error {
+		return s.eachShard(ctx, func(shard string) error {
+			units, err := s.shard(ctx, shard, foreign)
+			for _, u := range units {
+				if err := offer(u); err != nil {
+					return err
 				}
 			}
-		})
-	}
-	err := s.eachUnit(ctx, func(u chip.MAC) error {
-		select {
-		case work <- u:
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
+			return err
+		}, foreign)
+	}, func(ctx context.Context, u chip.MAC) error {
+		if err := k.unit(ctx, u); err != nil {
+			return fmt.Errorf("unit %s: %w", u, err)
 		}
-	}, func(path string) {
-		k.find(keystore.FindingForeign, chip.MAC{}, keystore.Fingerprint{}, "%s does not belong there", strconv.Quote(path))
+		return nil
 	})
-	close(work)
-	wg.Wait()
-	if cause := context.Cause(ctx); cause != nil {
-		return k.report, cause
-	}
 	if err == nil {
 		k.duplicates()
 	}

@@ -105,6 +105,10 @@ func (r *roles) Load(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint
 
 func (r *roles) Units(ctx context.Context) iter.Seq2[chip.MAC, error] { return r.auditor.Units(ctx) }
 
+func (r *roles) Metas(ctx context.Context) iter.Seq2[keystore.Meta, error] {
+	return r.auditor.Metas(ctx)
+}
+
 func (r *roles) Close() error {
 	_, _ = r.ota.Close(), r.auditor.Close()
 	return r.Store.Close()
@@ -115,7 +119,7 @@ func (x *site) roles(t testing.TB) *roles {
 }
 
 // TestConformance passes the suite with the station's role for what a station
-// may do, the OTA role for Load and the auditor's for Units.
+// may do, the OTA role for Load and the auditor's for Units and Metas.
 func TestConformance(t *testing.T) {
 	srv := vaulttest.New(t)
 	var mounts atomic.Int32

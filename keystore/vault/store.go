@@ -10,6 +10,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +38,7 @@ type Store struct {
 var (
 	_ keystore.Store    = (*Store)(nil)
 	_ keystore.Reserver = (*Store)(nil)
+	_ keystore.Lister   = (*Store)(nil)
 )
 
 // Open logs in and makes sure that the mount holds a keystore.
@@ -666,8 +668,18 @@ func (s *Store) units(ctx context.Context) ([]chip.MAC, error) {
 	if err := s.check(ctx); err != nil {
 		return nil, err
 	}
+	var mu sync.Mutex
 	var units []chip.MAC
-	err := s.eachUnit(ctx, func(u chip.MAC) error { units = append(units, u); return nil }, func(string) {}) // Check tells the rest
+	nobody := func(string) {} // Check tells what does not belong there
+	err := atOnce(ctx, func(ctx context.Context, offer func(string) error) error {
+		return s.eachShard(ctx, offer, nobody)
+	}, func(ctx context.Context, shard string) error {
+		some, err := s.shard(ctx, shard, nobody)
+		mu.Lock()
+		defer mu.Unlock()
+		units = append(units, some...)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -675,8 +687,42 @@ func (s *Store) units(ctx context.Context) ([]chip.MAC, error) {
 	return units, nil
 }
 
-// eachUnit goes through the shards, and tells of names that do not belong there.
-func (s *Store) eachUnit(ctx context.Context, yield func(chip.MAC) error, foreign func(path string)) error {
+// workers is how many requests of one walk through the store are under way at once.
+const workers = 32
+
+// atOnce gives what feed offers to workers, and ends both at the first error.
+func atOnce[T any](ctx context.Context, feed func(ctx context.Context, offer func(T) error) error, work func(context.Context, T) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	queue := make(chan T)
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for v := range queue {
+				if err := work(ctx, v); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	err := feed(ctx, func(v T) error {
+		select {
+		case queue <- v:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+	close(queue)
+	wg.Wait()
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// eachShard gives the shards' names, and tells of names that do not belong there.
+func (s *Store) eachShard(ctx context.Context, yield func(shard string) error, foreign func(path string)) error {
 	shards, err := s.c.list(ctx, "units/")
 	if err != nil {
 		return err
@@ -686,22 +732,49 @@ func (s *Store) eachUnit(ctx context.Context, yield func(chip.MAC) error, foreig
 			foreign("units/" + shard)
 			continue
 		}
-		names, err := s.c.list(ctx, "units/"+shard)
-		if err != nil {
+		if err := yield(shard); err != nil {
 			return err
-		}
-		for _, name := range names {
-			unit, err := chip.ParseMAC(strings.TrimSuffix(name, "/"))
-			if err != nil || unit.String()+"/" != name || fmt.Sprintf("%02x/", unit[5]) != shard {
-				foreign("units/" + shard + name)
-				continue
-			}
-			if err := yield(unit); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
+}
+
+// shard gives the units of a shard, and tells of names that do not belong there.
+func (s *Store) shard(ctx context.Context, shard string, foreign func(path string)) ([]chip.MAC, error) {
+	names, err := s.c.list(ctx, "units/"+shard)
+	if err != nil {
+		return nil, err
+	}
+	units := make([]chip.MAC, 0, len(names))
+	for _, name := range names {
+		unit, err := chip.ParseMAC(strings.TrimSuffix(name, "/"))
+		if err != nil || unit.String()+"/" != name || fmt.Sprintf("%02x/", unit[5]) != shard {
+			foreign("units/" + shard + name)
+			continue
+		}
+		units = append(units, unit)
+	}
+	return units, nil
+}
+
+// Metas gives every record, as keystore.Metas says. It needs a role that may list;
+// with the auditor's it reads no key. Per unit it makes two requests and one more
+// for each key's record, state, and end of its states.
+//
+// The server must first prove that it leads (List does not ask that), so that
+// what was stored before is not missing because it lags.
+func (s *Store) Metas(ctx context.Context) iter.Seq2[keystore.Meta, error] {
+	return func(yield func(keystore.Meta, error) bool) {
+		err := s.check(ctx)
+		if err == nil {
+			_, err = s.c.fence(ctx)
+		}
+		if err != nil {
+			yield(keystore.Meta{}, err)
+			return
+		}
+		keystore.ListUnits(ctx, s, workers)(yield)
+	}
 }
 
 // Format keeps printers away from the connection and its token.

@@ -11,7 +11,6 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/provisiond/provisiond/esp/chip"
@@ -259,53 +258,18 @@ func ReadInventory(r io.Reader, show func(line any) error) error {
 	}
 }
 
-// keystoreReaders is how many units are asked for at once: a keystore behind a
-// network answers one after the other much slower.
-const keystoreReaders = 16
-
 // KeystoreLines shows a line for every record of a keystore, in the order of its
-// units.
+// units. It holds a few of them at a time.
 func KeystoreLines(ctx context.Context, store keystore.Store, show func(KeyLine) error) error {
-	type answer struct {
-		metas []keystore.Meta
-		err   error
-	}
-	own, cancel := context.WithCancel(ctx)
-	var readers sync.WaitGroup
-	defer readers.Wait()
-	defer cancel()
-	queue := make(chan chan answer, keystoreReaders) // bounds the readers
-	readers.Go(func() {
-		defer close(queue)
-		for unit, err := range store.Units(own) {
-			a := make(chan answer, 1)
-			select {
-			case queue <- a:
-			case <-own.Done():
-				return
-			}
-			if err != nil {
-				a <- answer{err: err}
-				return
-			}
-			readers.Go(func() {
-				metas, err := store.List(own, unit)
-				a <- answer{metas, err}
-			})
+	for m, err := range keystore.Metas(ctx, store) {
+		if err == nil {
+			err = show(keyLine(m))
 		}
-	})
-	for a := range queue {
-		r := <-a
-		if r.err != nil {
-			return r.err
-		}
-		for _, m := range r.metas {
-			if err := show(keyLine(m)); err != nil {
-				return err
-			}
+		if err != nil {
+			return err
 		}
 	}
-	return ctx.Err() // of a loop that was ended early
+	return nil
 }
 
 func keyLine(m keystore.Meta) KeyLine {

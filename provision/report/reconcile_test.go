@@ -265,6 +265,26 @@ func TestKeystoreLines(t *testing.T) {
 	}
 }
 
+// quickStore lists its records by itself.
+type quickStore struct{ keystore.Store }
+
+func (quickStore) Metas(context.Context) iter.Seq2[keystore.Meta, error] {
+	return func(yield func(keystore.Meta, error) bool) {
+		for i := range 3 {
+			if !yield(keystore.Meta{Unit: mac(i)}, nil) {
+				return
+			}
+		}
+	}
+}
+
+func TestKeystoreLinesOfALister(t *testing.T) {
+	n := 0
+	if err := KeystoreLines(t.Context(), quickStore{}, func(KeyLine) error { n++; return nil }); err != nil || n != 3 {
+		t.Errorf("%d lines, %v", n, err)
+	}
+}
+
 func TestJournalTwice(t *testing.T) {
 	a := newStation(t, "line-1")
 	s := &site{books: []*book{a, a}}
