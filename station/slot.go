@@ -31,7 +31,10 @@ type slot struct {
 	request *request  // what somebody asked for
 	cancel  context.CancelCauseFunc
 	leaving bool
-	closed  bool // the board in it passed and was closed
+	closed  bool          // the board in it passed and was closed
+	outages int           // runs in a row that met no keystore
+	until   time.Time     // until when the slot holds off because of them
+	where   func() string // of the arrival; may be nil
 
 	after  *slot // whose place this one takes, until it has ended
 	retire context.CancelFunc
@@ -82,6 +85,11 @@ func (sl *slot) current() SlotView {
 	defer sl.mu.Unlock()
 	v := sl.view
 	v.Warnings = slices.Clone(v.Warnings)
+	if v.Device != "" && sl.where != nil {
+		if now := sl.where(); now != "" {
+			v.Device = now
+		}
+	}
 	if v.State == SlotBusy {
 		v.ElapsedMS = time.Since(sl.began).Milliseconds()
 	}
@@ -162,7 +170,7 @@ func (sl *slot) serveOnce(ctx context.Context) (ok bool) {
 		sl.rest(SlotMissing, err.Error(), "check the slot's port in the configuration, cable and hub")
 		return false
 	}
-	sl.change(func(v *SlotView) { v.Device = a.Device })
+	sl.change(func(v *SlotView) { v.Device, sl.where = a.Device, a.Where })
 	sl.occupied(ctx, a)
 	return true
 }
@@ -171,7 +179,7 @@ func (sl *slot) serveOnce(ctx context.Context) (ok bool) {
 func (sl *slot) occupied(ctx context.Context, a *Arrival) {
 	sl.rest(SlotReady, "", "")
 	wants := sl.spec.Start == StartPlug
-	for {
+	for !taken(a) {
 		r := sl.takeRequest()
 		if r != nil {
 			wants = true
@@ -256,6 +264,12 @@ func (sl *slot) obstacle(r *request) (reason, next string) {
 	case sl.s.o.LoginToStart && r == nil && sl.s.onShift().Name == "":
 		return "nobody is logged in", "log in with badge or PIN"
 	}
+	sl.mu.Lock()
+	wait := time.Until(sl.until)
+	sl.mu.Unlock()
+	if wait > 0 && r == nil {
+		return CondKeystore + ": it was not there for this unit", fmt.Sprintf("the slot tries again in %d s", int(wait.Seconds())+1)
+	}
 	if c, bad := sl.s.conds.Blocking(); bad {
 		return fmt.Sprintf("%s: %s", c.Name, c.Text), c.Next
 	}
@@ -317,7 +331,7 @@ func (sl *slot) provision(ctx context.Context, a *Arrival, l *lot, r *request, b
 	if err != nil {
 		return sl.notBegun(ctx, l, by, stationResult(l, err.Error(), "check the slot's reset in the configuration"))
 	}
-	start := UnitStart{Station: o.Name, Slot: sl.spec.Name, Port: a.Device, Lot: l.entry.Lot, Recipe: l.entry.Recipe, Serial: scanned, Operator: by.Name}
+	start := UnitStart{Station: o.Name, Slot: sl.spec.Name, Port: a.now(), Lot: l.entry.Lot, Recipe: l.entry.Recipe, Serial: scanned, Operator: by.Name}
 	if o.Hooks != nil {
 		if err := o.Hooks.Before(ctx, start); err != nil {
 			res := stationResult(l, "the hook before the unit says no: "+err.Error(), "look at the jig, then start the unit again")
@@ -355,10 +369,13 @@ func (sl *slot) provision(ctx context.Context, a *Arrival, l *lot, r *request, b
 }
 
 func (sl *slot) resetter(p port.Port) (rom.Resetter, error) {
-	if sl.spec.Reset != nil {
+	switch {
+	case sl.spec.Reset != nil:
 		return sl.spec.Reset(p)
+	case p.Info().USBSerial:
+		return rom.USBReset{}, nil
 	}
-	return rom.AutoReset{}, nil
+	return rom.AutoReset{}, nil // of a port without lines it says what is missing
 }
 
 // notBegun writes down a run that ended before the engine began it.
@@ -427,6 +444,9 @@ func (sl *slot) settle(ctx context.Context, a *Arrival, l *lot, res *provision.R
 	wasClosed := sl.closed
 	sl.closed = res.Verdict == provision.Pass && res.Closing != nil || wasClosed && res.LoaderClosed
 	sl.cancel = nil
+	if res.Cause != provision.CauseKeystore {
+		sl.outages, sl.until = 0, time.Time{}
+	}
 	sl.mu.Unlock()
 	if res.LoaderClosed && wasClosed {
 		state = SlotDone
@@ -455,9 +475,14 @@ func (sl *slot) settle(ctx context.Context, a *Arrival, l *lot, res *provision.R
 	}
 	switch res.Cause {
 	case provision.CauseKeystore:
+		if !res.KeystoreAway {
+			break // it is there, and says something of this unit: nothing to wait for
+		}
 		// An outage is nobody's fault here: the unit waits, unburned, and is begun
-		// again when the keystore is back.
+		// again when the keystore is back. A keystore that looks well and fails units
+		// all the same is asked less and less.
 		sl.s.keystoreFailed(res.Reason)
+		sl.holdOff()
 		return true
 	case provision.CauseJournal:
 		sl.s.journalFailed(journal.ErrFailed)
@@ -468,6 +493,21 @@ func (sl *slot) settle(ctx context.Context, a *Arrival, l *lot, res *provision.R
 	}
 	return false
 }
+
+// holdOff makes the slot wait before it tries again, longer each time.
+func (sl *slot) holdOff() {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	d := min(firstHoldOff<<min(sl.outages, 10), maxHoldOff)
+	sl.outages++
+	sl.until = time.Now().Add(d)
+	time.AfterFunc(d, sl.wake)
+}
+
+const (
+	firstHoldOff = time.Second
+	maxHoldOff   = 5 * time.Minute
+)
 
 func slotState(res *provision.Result) SlotState {
 	switch {

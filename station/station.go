@@ -1,6 +1,7 @@
 package station
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,12 +55,21 @@ type Fixture interface {
 
 // Arrival is a port that is there.
 type Arrival struct {
-	Device string          // where it is now
+	Device string          // where it came
 	Gone   <-chan struct{} // closed when it leaves; nil: nobody can tell
 	Open   func(ctx context.Context) (port.Port, error)
 	// Taken is called after a run that left the board in an end state, with its
 	// verdict. A simulated fixture puts the next board in. May be nil.
 	Taken func(provision.Verdict)
+	// Where is where it is now, "" if it is nowhere. May be nil: it does not move.
+	Where func() string
+}
+
+func (a *Arrival) now() string {
+	if a.Where != nil {
+		return cmp.Or(a.Where(), a.Device)
+	}
+	return a.Device
 }
 
 // Hooks are the jig's programs, called for each unit. Both are bounded in time.

@@ -14,6 +14,11 @@ type Seen struct {
 	Away       bool   `json:"away"`
 }
 
+// Goes reports whether the visit goes on when p is what is found at the position.
+func (s Seen) Goes(p Port) bool {
+	return s.same(p) && (p.NativeUSB || s.enumeration == p.enumeration)
+}
+
 // Difference is what a list of ports has that an older one had not.
 type Difference struct{ Added, Removed, Changed []Seen }
 
@@ -81,7 +86,7 @@ func (h *history) scanned(ports []Port, now time.Time) (come bool) {
 		case pl == nil:
 			h.at[key] = &place{seen: Seen{Port: p, Visit: 1, Generation: 1}, live: true}
 			come = true
-		case !pl.live || !pl.seen.same(p), !p.NativeUSB && pl.seen.enumeration != p.enumeration:
+		case !pl.live || !pl.seen.Goes(p):
 			pl.seen = Seen{Port: p, Visit: pl.seen.Visit + 1, Generation: pl.seen.Generation + 1}
 			pl.live, come = true, true
 		default:
