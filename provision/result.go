@@ -49,6 +49,7 @@ type Result struct {
 	Reason         string             `json:"reason"`
 	NextStep       string             `json:"next_step"`
 	FinishedBefore bool               `json:"finished_before,omitempty"` // refused because an earlier run passed
+	KeystoreAway   bool               `json:"keystore_away,omitempty"`   // it was not there: waiting helps
 	LoaderClosed   bool               `json:"loader_closed,omitempty"`   // refused because its loader is closed already
 	Job            string             `json:"job"`
 	Recipe         string             `json:"recipe"`
@@ -111,7 +112,7 @@ func (r *Result) ExitCode() int {
 
 func (r *Result) take(f *Failure) {
 	r.Verdict, r.Cause, r.NextStep = f.Verdict(), f.Cause, f.NextStep
-	r.Reason, r.FinishedBefore, r.LoaderClosed = f.Reason, f.Finished, f.Closed
+	r.Reason, r.FinishedBefore, r.LoaderClosed, r.KeystoreAway = f.Reason, f.Finished, f.Closed, f.Away
 	if f.Err != nil {
 		r.Reason += ": " + f.Err.Error()
 	}

@@ -377,6 +377,7 @@ func keystoreFailure(ctx context.Context, err error) error {
 		return err // cancelled before anything was written
 	}
 	f := &Failure{Cause: CauseKeystore, Reason: "the keystore did not do its part", NextStep: "check it with `provisiond keystore describe`, then start the same job again", Err: err}
+	f.Away = errors.Is(err, keystore.ErrUnavailable) || errors.Is(err, keystore.ErrUnknownOutcome) || errors.Is(err, keystore.ErrPartial)
 	if errors.Is(err, keystore.ErrConflict) || errors.Is(err, keystore.ErrExists) || errors.Is(err, keystore.ErrTestUnit) {
 		f.Cause, f.Reason, f.NextStep = CauseRefused, "the keystore refuses the unit", "take the board out; `provisiond keystore describe` tells what the store is for"
 	}

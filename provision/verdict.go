@@ -52,6 +52,7 @@ type Failure struct {
 	NextStep string
 	Err      error // what lies below, may be nil
 	Unknown  bool  // nobody knows what the last act did to the fuses
+	Away     bool  // of a keystore failure: it was not there; otherwise it was, and says something of this unit
 	Finished bool  // the unit is refused because it passed before
 	Closed   bool  // the unit is refused because its loader is closed already
 }
