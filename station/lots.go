@@ -109,13 +109,6 @@ func newLot(l views.Lot, members map[string]views.Unit, recipes map[string]*prov
 
 func recipeHash(j *provision.Job) string { return provision.Hash(j.Recipe.Hash()).String() }
 
-// full reports whether no new unit has a place.
-func (l *lot) full() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.units) >= l.entry.Quantity
-}
-
 func (l *lot) begun() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -239,7 +232,7 @@ func (s Serials) at(n int) (string, error) {
 		return s.List[n], nil
 	}
 	prefix, first, width := splitSerial(s.First)
-	return fmt.Sprintf("%s%0*d", prefix, width, first+uint64(n)), nil //nolint:gosec // n is bounded by the quantity
+	return fmt.Sprintf("%s%0*d", prefix, width, first+uint64(n)), nil
 }
 
 // number is the place of a serial number in a range or list, -1 if it has none.
@@ -251,7 +244,7 @@ func (s Serials) number(serial string) int {
 		prefix, first, width := splitSerial(s.First)
 		p, n, w := splitSerial(serial)
 		if p == prefix && w == width && n >= first && n-first < maxQuantity {
-			return int(n - first) //nolint:gosec // just bounded
+			return int(n - first)
 		}
 	}
 	return -1
@@ -280,7 +273,7 @@ func (s Serials) check(quantity int) error {
 		if width == 0 {
 			return invalid("write the first number with its leading zeros, for example AB000001", "serial number %s has no digits at its end to count in", s.First)
 		}
-		if last := fmt.Sprint(first + uint64(quantity) - 1); len(last) > width { //nolint:gosec // quantity is bounded
+		if last := fmt.Sprint(first + uint64(quantity) - 1); len(last) > width {
 			return invalid("write the first number with more leading zeros", "%d numbers from %s do not fit its %d digits", quantity, s.First, width)
 		}
 	case SerialsList:
