@@ -31,8 +31,9 @@
 // # How it empties
 //
 // Sync, which the station calls, uploads the sealed records and their states to
-// the inner store if that has a place for them (Depot), claims the units there,
-// and moves what the custodian has taken over. Drain, which the custodian calls
+// the inner store if that has a place for them (Depot), claims the units there and
+// tells which of their keys may be in silicon (Teller), and moves what the custodian
+// has taken over. Drain, which the custodian calls
 // with the offline identity, opens each record, stores it in the inner store with
 // its states, confirms it, and only then marks it. Both may be cut off at any
 // point and repeated.

@@ -186,8 +186,8 @@ type DrainReport struct {
 // that takes records, states, and answers List. What it cannot bring on is a
 // Finding and stays as it is; an error says that the store or the source is away.
 //
-// An earlier key of the same unit and job that was stored and never allowed to
-// be burned is superseded: the station that could not ask for it made the drained
+// An earlier key of the same unit, job and station that was stored and never allowed
+// to be burned is superseded: the station that could not ask for it made the drained
 // one in its place, and a state that allows the burn would have been written
 // before the burn.
 func Drain(ctx context.Context, from Source, ids []age.Identity, to keystore.Store, now func() time.Time) (DrainReport, error) {
@@ -299,15 +299,14 @@ func (d *drainer) store(ctx context.Context, rec keystore.Record, states []keyst
 		switch {
 		case err == nil:
 			return receipt.Ref, true, nil
-		case !errors.As(err, &other), other.State != keystore.Stored, other.Job != rec.Job, !own.MayBeInSilicon(), guessed:
+		case !errors.As(err, &other), !own.MayBeInSilicon(), guessed:
 			return "", false, err
 		}
-		_, err = d.to.AddState(ctx, rec.Unit, other.Fingerprint, keystore.State{
-			Kind: keystore.Superseded, Job: rec.Job, Station: rec.Station, Time: d.now().UTC().Round(0),
-			Note: "no burn was begun; the key that was drained from the escrow took its place",
+		gerr := supersedeStale(ctx, d.to, rec.Meta(), other, keystore.State{
+			Time: d.now().UTC().Round(0), Note: "no burn was begun; the key that was drained from the escrow took its place",
 		})
-		if err != nil {
-			return "", false, err
+		if gerr != nil {
+			return "", false, errors.Join(gerr, err)
 		}
 	}
 }

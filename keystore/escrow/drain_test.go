@@ -3,6 +3,7 @@ package escrow
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,13 +109,14 @@ func TestDrain(t *testing.T) {
 // TestDrainConflicts: another key of the unit is in the store.
 func TestDrainConflicts(t *testing.T) {
 	for what, c := range map[string]struct {
-		job    string // of the other key
+		job    string // of the other key; after a comma its station
 		other  []keystore.StateKind
 		own    []keystore.StateKind
 		stored bool
 	}{
 		// The station made it, and the store went away before the burn.
 		"same job, never burned": {"job-1", nil, []keystore.StateKind{keystore.MayBeInSilicon}, true},
+		"another station":        {"job-1,line2", nil, []keystore.StateKind{keystore.MayBeInSilicon}, false},
 		"another job":            {"job-2", nil, []keystore.StateKind{keystore.MayBeInSilicon}, false},
 		"may be in silicon":      {"job-1", []keystore.StateKind{keystore.MayBeInSilicon}, []keystore.StateKind{keystore.MayBeInSilicon}, false},
 		"ours was never burned":  {"job-1", nil, nil, false},
@@ -123,7 +125,11 @@ func TestDrainConflicts(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			b, s := begun(t)
 			own, other := keystoretest.NewRecord(t, keystoretest.Simulated(1)), keystoretest.NewRecord(t, keystoretest.Simulated(1))
-			other.Job = c.job
+			if job, station, ok := strings.Cut(c.job, ","); ok {
+				other.Job, other.Station = job, station
+			} else {
+				other.Job = c.job
+			}
 			must[keystore.Receipt](t)(s.Create(t.Context(), own))
 			b.add(s, own, c.own...)
 			must[keystore.Receipt](t)(b.another().Create(t.Context(), other))
@@ -212,24 +218,130 @@ func TestSyncAndUploads(t *testing.T) {
 // TestSyncFinds: another station has a key of the unit. The sealed record is
 // uploaded all the same.
 func TestSyncFinds(t *testing.T) {
+	for what, differs := range rivals {
+		t.Run(what, func(t *testing.T) {
+			b, s := begun(t)
+			r := keystoretest.NewRecord(t, keystoretest.Simulated(1))
+			must[keystore.Receipt](t)(s.Create(t.Context(), r))
+			b.add(s, r, keystore.MayBeInSilicon, keystore.InSilicon)
+			rival := keystoretest.NewRecord(t, r.Unit)
+			differs(&rival)
+			must[keystore.Receipt](t)(b.another().Create(t.Context(), rival))
+			b.away = nil
+			for i := range 2 {
+				rep, err := s.Sync(t.Context())
+				if err != nil || len(rep.Findings) != 1 || rep.Uploaded != 1-i || rep.Waiting != 1 || !strings.Contains(rep.Findings[0].Problem, "of another ") {
+					t.Errorf("%+v, %v", rep, err)
+				}
+			}
+			if rep, err := b.drain(b.spool()); err != nil || len(rep.Findings) != 1 || rep.Stored != 0 {
+				t.Errorf("%+v, %v", rep, err)
+			}
+			// Both are listed, and the engine refuses such a unit.
+			metas := must[[]keystore.Meta](t)(s.List(t.Context(), r.Unit))
+			if len(metas) != 2 || metas[0].Superseded() || metas[1].Superseded() {
+				t.Errorf("%+v", metas)
+			}
+		})
+	}
+}
+
+// TestMovedBoard: in an outage station line2 seals a key and loses power before
+// the burn; the board goes to line1, which seals and burns another one, as the same
+// job. Whoever comes back first, the burned key is never given up.
+func TestMovedBoard(t *testing.T) {
+	for _, burnedFirst := range []bool{true, false} {
+		t.Run(fmt.Sprintf("burned first=%v", burnedFirst), func(t *testing.T) {
+			one, a := begun(t)
+			two := *one
+			two.dir = t.TempDir()
+			two.cfg.Dir = two.dir
+			one.away, two.away = nil, nil
+			b := two.open()
+			one.away = errSealed
+			burned, unburned := keystoretest.NewRecord(t, keystoretest.Simulated(1)), keystoretest.NewRecord(t, keystoretest.Simulated(1))
+			unburned.Station = "line2"
+			must[keystore.Receipt](t)(b.Create(t.Context(), unburned))
+			must[keystore.Receipt](t)(a.Create(t.Context(), burned))
+			one.add(a, burned, keystore.MayBeInSilicon, keystore.InSilicon)
+			one.away, two.away = nil, nil
+			findings := 0
+			order := []*Store{a, b}
+			if !burnedFirst {
+				order = []*Store{b, a}
+			}
+			for _, s := range append(order, order...) {
+				rep, err := s.Sync(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				findings += len(rep.Findings)
+			}
+			if findings != 2 {
+				t.Errorf("%d findings of the second key", findings)
+			}
+			for _, m := range must[[]keystore.Meta](t)(one.another().List(t.Context(), burned.Unit)) {
+				if m.Superseded() || m.Fingerprint == burned.Fingerprint && m.Current() != keystore.MayBeInSilicon {
+					t.Errorf("%+v", m)
+				}
+			}
+			if !burnedFirst { // a person looks at the chip, and gives the other one up
+				two.giveUp(b, unburned)
+			}
+			if rep, err := one.drain(one.spool()); err != nil || rep.Stored != 1 || len(rep.Findings) != 0 {
+				t.Fatalf("%+v, %v", rep, err)
+			}
+			one.wantStored(burned, keystore.MayBeInSilicon, keystore.InSilicon)
+		})
+	}
+}
+
+func (b *bench) giveUp(s *Store, r keystore.Record) {
+	b.t.Helper()
+	b.add(s, r, keystore.Superseded)
+	if rep, err := s.Sync(b.t.Context()); err != nil || len(rep.Findings) != 0 {
+		b.t.Fatalf("%+v, %v", rep, err)
+	}
+}
+
+// TestDrainDies: a custodian's drain that dies between record and states leaves a
+// burned key that reads as stored. No other station gives it up.
+func TestDrainDies(t *testing.T) {
 	b, s := begun(t)
 	r := keystoretest.NewRecord(t, keystoretest.Simulated(1))
 	must[keystore.Receipt](t)(s.Create(t.Context(), r))
 	b.add(s, r, keystore.MayBeInSilicon, keystore.InSilicon)
-	rival := keystoretest.NewRecord(t, r.Unit)
-	rival.Job = "another"
-	must[keystore.Receipt](t)(b.another().Create(t.Context(), rival))
 	b.away = nil
-	for i := range 2 {
-		rep, err := s.Sync(t.Context())
-		if err != nil || len(rep.Findings) != 1 || rep.Uploaded != 1-i || rep.Waiting != 1 {
-			t.Errorf("%+v, %v", rep, err)
+	v := b.another()
+	v.fault = func(op string) (error, error) {
+		if op == "state" || op == "tell" {
+			return errSealed, nil
 		}
+		return nil, nil
 	}
-	// Both are listed, and the engine refuses such a unit.
-	if metas := must[[]keystore.Meta](t)(s.List(t.Context(), r.Unit)); len(metas) != 2 {
-		t.Errorf("%+v", metas)
+	if _, err := Drain(t.Context(), b.spool(), []age.Identity{b.id}, v, time.Now); !errors.Is(err, keystore.ErrUnavailable) {
+		t.Fatal(err)
 	}
+	b.wantStored(r)
+	two := *b
+	two.dir = t.TempDir()
+	two.cfg.Dir = two.dir
+	other := two.open()
+	b.away = errSealed
+	rival := keystoretest.NewRecord(t, r.Unit)
+	rival.Station = "line2"
+	must[keystore.Receipt](t)(other.Create(t.Context(), rival))
+	b.away = nil
+	if _, err := other.AddState(t.Context(), r.Unit, rival.Fingerprint, state(keystore.MayBeInSilicon)); !errors.Is(err, keystore.ErrConflict) {
+		t.Errorf("a second burn: %v", err)
+	}
+	if rep, err := other.Sync(t.Context()); err != nil || len(rep.Findings) != 1 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	if rep, err := b.drain(b.spool()); err != nil || rep.Stored != 1 {
+		t.Fatalf("%+v, %v", rep, err)
+	}
+	b.wantStored(r, keystore.MayBeInSilicon, keystore.InSilicon)
 }
 
 // TestStateWhileDraining: the station adds a state between the custodian's look

@@ -454,10 +454,15 @@ func (s *Store) wasUnasked(unit chip.MAC) bool {
 
 // insist clears away what stands in f's way and must not: a key that was given up
 // in the spool, of which the inner store does not know that yet; and, if stale
-// ones may be there, a key of the same unit and job that was stored or claimed
-// and not allowed to be burned. The engine gives such a key up when a job starts
-// again, but could not see it while the inner store was away. Its burn can never
-// be allowed after that.
+// ones may give way, a key of the same unit, job and station that was stored or
+// claimed and not allowed to be burned. The engine gives such a key up when a job
+// starts again, but could not see it while the inner store was away. Its burn can
+// never be allowed after that.
+//
+// A caller lets stale ones give way only if the board has just been looked at and
+// its key block was free, or if m's key may be in that block. What another
+// station stored never gives way: the job's name is the same there, and its key
+// may be in silicon on a sealed record that the inner store has not seen.
 func (s *Store) insist(ctx context.Context, in keystore.Store, m keystore.Meta, stale bool, f func() error) error {
 	for {
 		err := f()
@@ -470,10 +475,9 @@ func (s *Store) insist(ctx context.Context, in keystore.Store, m keystore.Meta, 
 		case gerr != nil:
 		case ok && e.superseded():
 			gerr = giveUp(ctx, in, e.key, e.states)
-		case stale && !ok && other.State == keystore.Stored && other.Job == m.Job:
-			_, gerr = in.AddState(ctx, m.Unit, other.Fingerprint, keystore.State{
-				Kind: keystore.Superseded, Job: m.Job, Station: m.Station, Time: s.now().UTC().Round(0),
-				Note: "no burn was begun; the job went on with another key while the keystore was away",
+		case stale && !ok:
+			gerr = supersedeStale(ctx, in, m, other, keystore.State{
+				Time: s.now().UTC().Round(0), Note: "no burn was begun; the job went on with another key while the keystore was away",
 			})
 		default:
 			return err
@@ -482,6 +486,34 @@ func (s *Store) insist(ctx context.Context, in keystore.Store, m keystore.Meta, 
 			return errors.Join(gerr, err)
 		}
 	}
+}
+
+// supersedeStale gives up the key that stands in the way of m's, if it is of the
+// same job and station and its burn was never allowed. Else it says whose it is.
+func supersedeStale(ctx context.Context, in keystore.Store, m keystore.Meta, other *keystore.ConflictError, st keystore.State) error {
+	if other.State != keystore.Stored {
+		return fmt.Errorf("key %s is not only stored", other.Fingerprint)
+	}
+	metas, err := in.List(ctx, m.Unit)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(metas, func(o keystore.Meta) bool { return o.Fingerprint == other.Fingerprint })
+	switch {
+	case i < 0:
+		return fmt.Errorf("key %s is not listed", other.Fingerprint)
+	case metas[i].Superseded():
+		return nil // meanwhile
+	case len(metas[i].States) > 0:
+		return fmt.Errorf("key %s is not only stored", other.Fingerprint)
+	case metas[i].Job != m.Job:
+		return fmt.Errorf("key %s is of another job (%s)", other.Fingerprint, metas[i].Job)
+	case metas[i].Station == "" || metas[i].Station != m.Station:
+		return fmt.Errorf("key %s is of another station (%s), and may be in silicon there", other.Fingerprint, metas[i].Station)
+	}
+	st.Kind, st.Job, st.Station = keystore.Superseded, m.Job, m.Station
+	_, err = in.AddState(ctx, m.Unit, other.Fingerprint, st)
+	return err
 }
 
 // giveUp tells a store that a key was superseded, if it knows the key at all. A
@@ -494,7 +526,7 @@ func giveUp(ctx context.Context, in keystore.Store, k key, states []keystore.Sta
 	for _, m := range metas {
 		switch {
 		case m.Fingerprint != k.fp || m.Superseded():
-		case m.Receipt != (keystore.Receipt{}):
+		case m.Receipt != (keystore.Receipt{}) || len(m.States) > 0:
 			return tell(ctx, in, k, states)
 		default:
 			_, err := in.AddState(ctx, k.unit, k.fp, states[len(states)-1])
@@ -601,7 +633,7 @@ func (s *Store) List(ctx context.Context, unit chip.MAC) ([]keystore.Meta, error
 // copies the states of the spool, so one history begins the other.
 func merge(in, sp keystore.Meta, live bool) (keystore.Meta, error) {
 	claimed := in.Receipt == (keystore.Receipt{})
-	if claimed && (len(in.States) == 0 || sp.Superseded()) {
+	if claimed && (begins(sp.States, in.States) || sp.Superseded()) {
 		return sp, nil
 	}
 	short, long := in.States, sp.States

@@ -388,22 +388,35 @@ func TestBegin(t *testing.T) {
 	}
 }
 
+// rivals are the ways in which another's key of the same unit differs.
+var rivals = map[string]func(r *keystore.Record){
+	"another job":                   func(r *keystore.Record) { r.Job = "another" },
+	"the same job, another station": func(r *keystore.Record) { r.Station = "line2" },
+}
+
 // TestClaimBeforeBurn: a store that is back before the burn is asked once more.
 func TestClaimBeforeBurn(t *testing.T) {
-	b, s := begun(t)
-	r, rival := keystoretest.NewRecord(t, keystoretest.Simulated(1)), keystoretest.NewRecord(t, keystoretest.Simulated(1))
-	must[keystore.Receipt](t)(s.Create(t.Context(), r))
-	rival.Job = "another"
-	must[keystore.Receipt](t)(b.another().Create(t.Context(), rival)) // by another station
-	b.away = nil
-	_, err := s.AddState(t.Context(), r.Unit, r.Fingerprint, state(keystore.MayBeInSilicon))
-	if !errors.Is(err, keystore.ErrConflict) || !strings.Contains(err.Error(), "is back and refuses") {
-		t.Errorf("the burn was allowed: %v", err)
-	}
-	// The unit's own job gives its key up, and the spool's record is ended.
-	b.add(s, r, keystore.Superseded)
-	if rep, err := s.Sync(t.Context()); err != nil || rep.Drained != 1 || len(rep.Findings) != 0 {
-		t.Errorf("%+v, %v", rep, err)
+	for what, differs := range rivals {
+		t.Run(what, func(t *testing.T) {
+			b, s := begun(t)
+			r, rival := keystoretest.NewRecord(t, keystoretest.Simulated(1)), keystoretest.NewRecord(t, keystoretest.Simulated(1))
+			must[keystore.Receipt](t)(s.Create(t.Context(), r))
+			differs(&rival)
+			must[keystore.Receipt](t)(b.another().Create(t.Context(), rival)) // by another station
+			b.away = nil
+			_, err := s.AddState(t.Context(), r.Unit, r.Fingerprint, state(keystore.MayBeInSilicon))
+			if !errors.Is(err, keystore.ErrConflict) || !strings.Contains(err.Error(), "is back and refuses") {
+				t.Errorf("the burn was allowed: %v", err)
+			}
+			if m := must[[]keystore.Meta](t)(b.another().List(t.Context(), r.Unit)); len(m) != 1 || m[0].Superseded() {
+				t.Errorf("the other's key: %+v", m)
+			}
+			// The unit's own job gives its key up, and the spool's record is ended.
+			b.add(s, r, keystore.Superseded)
+			if rep, err := s.Sync(t.Context()); err != nil || rep.Drained != 1 || len(rep.Findings) != 0 {
+				t.Errorf("%+v, %v", rep, err)
+			}
+		})
 	}
 }
 
@@ -428,7 +441,15 @@ func TestStaleKey(t *testing.T) {
 			b.away = errSealed
 			must[keystore.Receipt](b.t)(s.Create(b.t.Context(), r))
 			b.away = nil
+			// Nobody looks at the board here: a key that was not burned displaces none.
 			rep, err := s.Sync(b.t.Context())
+			if err != nil || len(rep.Findings) != 1 {
+				return fmt.Errorf("with a key that was not burned: %+v, %w", rep, err)
+			}
+			b.away = errSealed
+			b.add(s, r, keystore.MayBeInSilicon)
+			b.away = nil
+			rep, err = s.Sync(b.t.Context())
 			if len(rep.Findings) > 0 {
 				err = fmt.Errorf("%+v", rep)
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/keystore"
@@ -15,6 +16,13 @@ import (
 type Depot interface {
 	PutSealed(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, sealed []byte) error
 	PutSealedState(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, n int, state []byte) error
+}
+
+// Teller is an inner store that takes states of a claim whose record waits sealed
+// at a station. AddState does not, since a burn wants a record: what TellClaim
+// says has happened, and allows nothing. Otherwise it is like AddState.
+type Teller interface {
+	TellClaim(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, s keystore.State) (keystore.Receipt, error)
 }
 
 // Finding is a record that could not be brought on.
@@ -33,8 +41,9 @@ type SyncReport struct {
 }
 
 // Sync brings the inner store, when it is back, what it may know: it claims the
-// units, uploads sealed records and states, and tells it the later states of
-// records that the custodian has stored meanwhile. It is the station's half of
+// units and tells whether their keys may be in silicon, uploads sealed records and
+// states, and tells the later states of records that the custodian has stored
+// meanwhile. It is the station's half of
 // emptying the escrow; Drain is the custodian's. What is wrong with one record is
 // a Finding; an error says that the inner store is away or the spool is not
 // readable.
@@ -91,8 +100,13 @@ func (s *Store) bring(ctx context.Context, in keystore.Store, e entry, rep *Sync
 		return s.bringGivenUp(ctx, in, e, rep)
 	}
 	// A unit that another station has a key for is a finding, and its sealed record
-	// is uploaded all the same.
-	refused := s.insist(ctx, in, e.header.meta, true, func() error { return claim(ctx, in, e.header.meta) })
+	// is uploaded all the same. Nobody looks at the board here, so a stale key gives
+	// way only to one that may be in the board's key block.
+	burned := keystore.Meta{States: e.states}.MayBeInSilicon()
+	refused := s.insist(ctx, in, e.header.meta, burned, func() error { return claim(ctx, in, e.header.meta) })
+	if refused == nil {
+		refused = tellClaim(ctx, in, e)
+	}
 	if outage(ctx, refused) {
 		return refused
 	}
@@ -102,6 +116,23 @@ func (s *Store) bring(ctx context.Context, in keystore.Store, e entry, rep *Sync
 		}
 	}
 	return refused
+}
+
+// tellClaim tells an inner store that can be told what a claim alone would hide:
+// that the key may be in silicon. That it was read back is told when the record is
+// there, so that no keystore says so of a key that it does not hold.
+func tellClaim(ctx context.Context, in keystore.Store, e entry) error {
+	if _, ok := in.(Teller); !ok {
+		return nil
+	}
+	states := e.states
+	if i := slices.IndexFunc(states, func(st keystore.State) bool { return st.Kind == keystore.InSilicon }); i >= 0 {
+		states = states[:i]
+	}
+	if len(states) == 0 {
+		return nil
+	}
+	return tell(ctx, in, e.key, states)
 }
 
 // bringGivenUp ends a record whose key never reached silicon: nobody needs it.
@@ -213,8 +244,12 @@ func tell(ctx context.Context, in keystore.Store, k key, states []keystore.State
 		if !begins(states, m.States) {
 			return fmt.Errorf("%w: the keystore says %s of it and the escrow %s", keystore.ErrState, describe(m.States), describe(states))
 		}
+		add := in.AddState
+		if t, ok := in.(Teller); ok && m.Receipt == (keystore.Receipt{}) {
+			add = t.TellClaim
+		}
 		for _, st := range states[len(m.States):] {
-			if _, err := in.AddState(ctx, k.unit, k.fp, st); err != nil {
+			if _, err := add(ctx, k.unit, k.fp, st); err != nil {
 				return err
 			}
 		}

@@ -187,12 +187,20 @@ func (v *fakeVault) Units(ctx context.Context) iter.Seq2[chip.MAC, error] {
 }
 
 func (v *fakeVault) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, st keystore.State) (receipt keystore.Receipt, err error) {
-	err = v.call(ctx, "state", func() error {
+	return v.addState(ctx, "state", unit, fp, st, st.Kind == keystore.Superseded || st.Kind == keystore.Quarantined)
+}
+
+func (v *fakeVault) TellClaim(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, st keystore.State) (keystore.Receipt, error) {
+	return v.addState(ctx, "tell", unit, fp, st, true)
+}
+
+func (v *fakeVault) addState(ctx context.Context, op string, unit chip.MAC, fp keystore.Fingerprint, st keystore.State, claimDoes bool) (receipt keystore.Receipt, err error) {
+	err = v.call(ctx, op, func() error {
 		if err := st.Validate(); err != nil {
 			return err
 		}
 		row := v.find(unit, fp)
-		if row == nil || row.record == nil && st.Kind != keystore.Superseded && st.Kind != keystore.Quarantined {
+		if row == nil || row.record == nil && !claimDoes {
 			return keystore.ErrNotFound
 		}
 		receipt = row.meta.Receipt

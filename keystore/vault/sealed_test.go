@@ -21,6 +21,7 @@ import (
 var (
 	_ escrow.Depot   = (*Store)(nil)
 	_ escrow.Custody = (*Store)(nil)
+	_ escrow.Teller  = (*Store)(nil)
 )
 
 // TestEscrow: a station with its own role seals while Vault is sealed, uploads
@@ -70,6 +71,12 @@ func TestEscrow(t *testing.T) {
 		rep, err := s.Sync(t.Context())
 		if err != nil || rep.Waiting != 3 || rep.Uploaded != 3*(1-i) || len(rep.Findings) > 0 {
 			t.Fatalf("sync %d: %+v, %v", i, rep, err)
+		}
+	}
+	for _, r := range []keystore.Record{spool, uploads, claimed} { // to others these are no units without a burn
+		metas, err := station.List(t.Context(), r.Unit)
+		if err != nil || len(metas) != 1 || metas[0].Current() != keystore.MayBeInSilicon || metas[0].Receipt != (keystore.Receipt{}) {
+			t.Errorf("claim of unit %s: %+v, %v", r.Unit, metas, err)
 		}
 	}
 	s = open() // a station that does not remember what it uploaded

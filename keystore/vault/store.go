@@ -551,6 +551,17 @@ func (s *Store) meta(ctx context.Context, unit chip.MAC, c claim, hasStates bool
 // AddState adds the next state of a record. Two that compete for the same number
 // are told apart by Vault; the loser looks again.
 func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, st keystore.State) (keystore.Receipt, error) {
+	return s.addState(ctx, unit, fp, st, st.Kind == keystore.Superseded || st.Kind == keystore.Quarantined)
+}
+
+// TellClaim adds a state that is true already of a key whose claim is here and
+// whose record waits sealed at its station. Others see then that the key may be in
+// silicon. It allows no burn: AddState does that, and wants the record.
+func (s *Store) TellClaim(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, st keystore.State) (keystore.Receipt, error) {
+	return s.addState(ctx, unit, fp, st, true)
+}
+
+func (s *Store) addState(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, st keystore.State, claimDoes bool) (keystore.Receipt, error) {
 	if err := s.check(ctx); err != nil {
 		return keystore.Receipt{}, err
 	}
@@ -564,7 +575,7 @@ func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerp
 	}
 	var states []keystore.State
 	_, _, err := s.c.both(ctx, func(ctx context.Context) (bool, error) {
-		err := s.known(ctx, unit, fp, st.Kind)
+		err := s.known(ctx, unit, fp, st.Kind, claimDoes)
 		return err == nil, err
 	}, func(ctx context.Context) (_ bool, err error) {
 		states, err = s.states(ctx, unit, fp)
@@ -628,15 +639,15 @@ func (s *Store) AddState(ctx context.Context, unit chip.MAC, fp keystore.Fingerp
 
 // known makes sure that there is something to add a state to. A burn wants what
 // custody wants, read at this moment. A claim without its record may be given up
-// or set aside; nothing else.
-func (s *Store) known(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, kind keystore.StateKind) error {
-	if kind == keystore.MayBeInSilicon {
+// or set aside, and told what is true of it (claimDoes); nothing else.
+func (s *Store) known(ctx context.Context, unit chip.MAC, fp keystore.Fingerprint, kind keystore.StateKind, claimDoes bool) error {
+	if kind == keystore.MayBeInSilicon && !claimDoes {
 		_, err := s.custody(ctx, unit, fp, false)
 		return err
 	}
 	ok, err := s.settled(ctx, func(ctx context.Context) (bool, error) {
 		_, _, ok, err := s.header(ctx, unit, fp)
-		if err == nil && !ok && (kind == keystore.Superseded || kind == keystore.Quarantined) {
+		if err == nil && !ok && claimDoes {
 			return s.claimed(ctx, unit, fp)
 		}
 		return ok, err
