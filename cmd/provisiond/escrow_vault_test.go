@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,12 +11,14 @@ import (
 	"testing"
 
 	"filippo.io/age"
+	"go.uber.org/zap"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/sample"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/vault"
 	"github.com/provisiond/provisiond/provision"
+	"github.com/provisiond/provisiond/provision/journal"
 )
 
 // TestVaultEscrow runs a line through an outage of its real Vault, with our own
@@ -154,6 +157,26 @@ func TestVaultEscrow(t *testing.T) {
 	unit(0, 5, escrow...)
 	l.run(0, "journal", "verify", "journal.db", "--anchor", "vault:station.yaml")
 	l.run(13, "journal", "verify", "old.db", "--anchor", "vault:station.yaml")
+
+	// Also when it is opened while Vault is away, as a station does.
+	l.srv.Seal(t)
+	var notes bytes.Buffer
+	a := &app{ctx: t.Context(), errOut: &console{w: &notes}, log: zap.NewNop()}
+	station := filepath.Join(l.dir, "station.yaml")
+	j, err := journalKeeping{SigningKey: "vault-transit:" + station, Anchor: "vault:" + station, lenient: true}.open(a, filepath.Join(l.dir, "old.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(notes.String(), "was not compared with its anchor yet") || !errors.Is(j.Anchored(), journal.ErrAnchorAway) {
+		t.Errorf("%s%v", &notes, j.Anchored())
+	}
+	l.srv.Unseal(t)
+	if _, err := j.Checkpoint(t.Context()); !errors.Is(err, journal.ErrAnchor) || !strings.Contains(err.Error(), "is the last that is known to be in both") {
+		t.Error(err)
+	}
+	if err := j.Close(); !errors.Is(err, journal.ErrAnchor) {
+		t.Error(err)
+	}
 
 	// A lost disk: a new journal goes on where Vault says that the old one was, and
 	// the old one is then not the newest any more.

@@ -18,7 +18,8 @@ type journalKeeping struct {
 	SigningKey string `help:"The key that signs checkpoints, if it is not beside the journal. Under systemd: a credential. vault-transit:FILE.yaml: the station's key in Vault." placeholder:"FILE"`
 	Anchor     string `help:"A folder elsewhere that keeps the signed checkpoints, or vault:FILE.yaml; the journal must agree with it." placeholder:"DIR"`
 
-	// lenient lets a journal be opened while the Vault that anchors it is away.
+	// lenient lets a journal be opened while the Vault that anchors it is away. It
+	// is compared as soon as Vault answers.
 	lenient bool
 }
 
@@ -78,14 +79,16 @@ func (k journalKeeping) openPlain(a *app, path string) (*journal.Journal, error)
 		if err != nil {
 			return nil, err
 		}
-		if v, ok := anchor.(*vaultAnchor); ok && k.lenient {
-			v.away = func(err error) {
-				a.note("the journal could not be compared with its anchor, and is believed: %v", err)
-			}
-		}
 		options = append(options, journal.WithAnchor(anchor))
+		if k.lenient {
+			options = append(options, journal.WithAnchorLater())
+		}
 	}
-	return journal.Open(path, options...)
+	j, err := journal.Open(path, options...)
+	if err == nil && j.Anchored() != nil {
+		a.note("%v; it is believed until the anchor answers", j.Anchored())
+	}
+	return j, err
 }
 
 // open opens the journal, looked at by a child process first.

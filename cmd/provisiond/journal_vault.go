@@ -53,9 +53,6 @@ func (l *lateVault) Close() error {
 type vaultAnchor struct {
 	vault   *lateVault
 	station string
-	// away, if set, is told that Vault could not be asked at the start, and the
-	// journal is then not compared. Without it that is an error.
-	away func(error)
 }
 
 var _ journal.Anchor = (*vaultAnchor)(nil)
@@ -103,28 +100,32 @@ func (a *vaultAnchor) Checkpoints(ctx context.Context) iter.Seq2[journal.Checkpo
 			days, err = s.CheckpointDays(ctx, a.station)
 		}
 		if err != nil {
-			if a.away != nil && errors.Is(err, keystore.ErrUnavailable) {
-				a.away(err)
-				return
-			}
-			yield(journal.Checkpoint{}, err)
+			yield(journal.Checkpoint{}, unreachable(err))
 			return
 		}
 		slices.Reverse(days)
 		for _, day := range days {
 			names, err := s.CheckpointNames(ctx, a.station, day)
 			if err != nil {
-				yield(journal.Checkpoint{}, err)
+				yield(journal.Checkpoint{}, unreachable(err))
 				return
 			}
 			for _, name := range journal.NewestFirst(names) {
 				c, err := a.read(ctx, s, day, name)
-				if !yield(c, err) || err != nil {
+				if !yield(c, unreachable(err)) || err != nil {
 					return
 				}
 			}
 		}
 	}
+}
+
+// unreachable tells the journal that Vault can be asked again later.
+func unreachable(err error) error {
+	if errors.Is(err, keystore.ErrUnavailable) {
+		return fmt.Errorf("%w: %w", journal.ErrAnchorAway, err)
+	}
+	return err
 }
 
 func (a *vaultAnchor) read(ctx context.Context, s *vault.Store, day, name string) (journal.Checkpoint, error) {

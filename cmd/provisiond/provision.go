@@ -142,11 +142,15 @@ func (c *provisionCmd) Run(a *app) error {
 	if err != nil {
 		res.Warnings = append(res.Warnings, "the certificate was not made: "+err.Error())
 	}
-	if err := jrn.Close(); err != nil { // the entries are durable; a checkpoint or its anchor is behind
-		res.Warnings = append(res.Warnings, err.Error())
+	closed := jrn.Close()
+	if closed != nil { // the entries are durable; a checkpoint or its anchor is behind
+		res.Warnings = append(res.Warnings, closed.Error())
 	}
 	if err := a.printResult(res, cert, c.JSON); err != nil {
 		return err
+	}
+	if errors.Is(closed, journal.ErrAnchor) { // the anchor was away at the start
+		return journalFailure(c.Journal, closed)
 	}
 	return &codeError{code: res.ExitCode()}
 }

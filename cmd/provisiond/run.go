@@ -195,7 +195,8 @@ func (d *daemon) openStore() error {
 
 func (d *daemon) openJournal() error {
 	// An outage of the Vault that anchors the journal must not keep a station down:
-	// units after custody can be finished without it.
+	// units after custody can be finished without it. The journal is compared as soon
+	// as Vault answers.
 	keeping, err := journalKeeping{SigningKey: d.cfg.Journal.SigningKey, Anchor: d.cfg.Journal.Anchor, lenient: true}.withVault(d.cfg.Keystore)
 	if err != nil {
 		return err
@@ -286,7 +287,7 @@ func (d *daemon) specs(cfg *config.File, slots []discover.Slot) []station.Spec {
 			spec.Fixture = d.simulated(cfg, addr)
 			spec.Key += fmt.Sprint(*cfg.Simulated)
 		default:
-			spec.Fixture = station.NetFixture{Address: s.Port.String()}
+			spec.Fixture = &station.NetFixture{Address: s.Port.String()}
 		}
 		out = append(out, spec)
 	}
@@ -549,6 +550,7 @@ func (d *daemon) watchDisk(ctx context.Context) {
 	t := time.NewTicker(10 * time.Second)
 	defer t.Stop()
 	for {
+		d.watchAnchor(conds)
 		var st syscall.Statfs_t
 		switch err := syscall.Statfs(filepath.Dir(d.cfg.Journal.File), &st); {
 		case err != nil:

@@ -29,12 +29,17 @@ type Anchor interface {
 	PutCheckpoint(ctx context.Context, c Checkpoint) error
 	// Checkpoints gives what is stored, the newest first: days descending, within
 	// a day generations descending, within those sizes descending.
-	// It reads as the loop goes on, and the loop may end early.
+	// It reads as the loop goes on, and the loop may end early. An error that is an
+	// ErrAnchorAway says that it can be asked again later.
 	Checkpoints(ctx context.Context) iter.Seq2[Checkpoint, error]
 }
 
 // ErrAnchorTaken says that another checkpoint lies at this one's path.
 var ErrAnchorTaken = errors.New("journal: another checkpoint is anchored there already")
+
+// ErrAnchorAway says that an anchor cannot be asked now. It is in the error of an
+// Anchor, and in that of Journal.Anchored.
+var ErrAnchorAway = errors.New("journal: the anchor cannot be asked")
 
 // AnchorError says that a journal is not the one whose checkpoints are anchored:
 // it is older, or its history is another one.
@@ -43,6 +48,8 @@ type AnchorError struct {
 	Common int64  // last entry that both are known to have, NoIndex if there is none
 	Reason string
 	Newest Checkpoint // what is anchored
+
+	cut bool // the search for Common came to no end
 }
 
 // Error names the last common entry and what to do.
@@ -60,11 +67,16 @@ func (e *AnchorError) Error() string {
 // Is makes errors.Is(err, ErrAnchor) true.
 func (e *AnchorError) Is(target error) bool { return target == ErrAnchor }
 
-// checkAnchor compares the journal with the newest checkpoints of the anchor.
+// checkAnchor compares the journal with the newest checkpoints of the anchor. One
+// that does not fit is an *AnchorError, also if those before it cannot be read.
 func (j *Journal) checkAnchor(ctx context.Context, a Anchor) error {
 	size, _ := j.Head()
 	fault := &AnchorError{Path: j.path, Common: NoIndex}
 	for c, err := range a.Checkpoints(ctx) {
+		if err != nil && fault.Reason != "" {
+			fault.cut = true
+			break
+		}
 		if err != nil {
 			return fmt.Errorf("journal %s: its anchor cannot be read: %w", j.path, err)
 		}
@@ -105,6 +117,54 @@ func (j *Journal) checkAnchor(ctx context.Context, a Anchor) error {
 		return fault
 	}
 	return nil
+}
+
+// compare does late what Open could not do because the anchor was away. A journal
+// that is not the one that is anchored takes no more entries.
+func (j *Journal) compare(ctx context.Context) error {
+	if j.Anchored() == nil {
+		return nil
+	}
+	err := j.checkAnchor(ctx, j.anchor)
+	var fault *AnchorError
+	if errors.As(err, &fault) && fault.cut {
+		_ = j.fail(err) // at once; which entry was the last in both has time
+		more, cancel := context.WithTimeout(context.WithoutCancel(ctx), signPatience)
+		defer cancel()
+		var longer *AnchorError
+		if errors.As(j.checkAnchor(more, j.anchor), &longer) {
+			err, fault = longer, longer
+		}
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case err == nil:
+		j.notCompared = nil
+	case fault != nil:
+		j.notCompared, j.failed = fault, fault
+		return fmt.Errorf("%w: %s: %w", ErrFailed, j.path, fault)
+	default:
+		j.notCompared = away(j.path, err)
+	}
+	return j.notCompared
+}
+
+// away is the error of an anchor that was not asked yet.
+func away(path string, err error) error {
+	if !errors.Is(err, ErrAnchorAway) {
+		err = fmt.Errorf("%w: %w", ErrAnchorAway, err)
+	}
+	return fmt.Errorf("journal %s was not compared with its anchor yet: %w", path, err)
+}
+
+// Anchored is nil when the journal agrees with its anchor, or has none. It is an
+// ErrAnchorAway while an anchor that was away at Open (WithAnchorLater) has not
+// been asked, and an ErrAnchor if the journal then was found to be another one.
+func (j *Journal) Anchored() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.notCompared
 }
 
 // note keeps the first reason.

@@ -13,6 +13,8 @@
 //     journal is opened again.
 //   - While entries are added, and at Close, checkpoints are signed: the newest is
 //     at most ten seconds old. An Anchor gets them too.
+//   - A journal whose anchor was away at Open is compared with it when it answers,
+//     and before it is given a checkpoint.
 //   - Open checks the database's structure (of a large file the part that the next
 //     commit builds on), the last checkpoint, every entry from there to the head
 //     and at least the last ten thousand, the end of the copy, and the anchor. It
@@ -301,6 +303,8 @@ type Journal struct {
 	signed   Checkpoint // the newest
 	anchored uint64     // size of the newest that the anchor has taken in this run
 	signErr  error      // why the last try to sign or anchor did not work
+	// notCompared is Anchored's: nothing is put to the anchor before it is nil.
+	notCompared error
 
 	signing  sync.Mutex // one checkpoint at a time
 	copy     *mirror
@@ -337,6 +341,7 @@ type opening struct {
 	signer   Signer
 	keyFile  string
 	anchor   Anchor
+	later    bool
 	interval time.Duration
 	prober   Prober
 	look     bool // mend nothing, start nothing
@@ -362,6 +367,12 @@ func WithKeyFile(path string) Option { return func(o *opening) { o.keyFile = pat
 
 // WithAnchor compares the journal with its anchor, and gives it every checkpoint.
 func WithAnchor(a Anchor) Option { return func(o *opening) { o.anchor = a } }
+
+// WithAnchorLater lets a journal be opened whose anchor is away (ErrAnchorAway).
+// The anchor is asked again with every checkpoint and gets none before it was
+// compared; a journal that turns out not to be the anchored one takes no more
+// entries. Anchored tells how that stands.
+func WithAnchorLater() Option { return func(o *opening) { o.later = true } }
 
 // WithProber lets another process look at the file first.
 func WithProber(p Prober) Option { return func(o *opening) { o.prober = p } }
@@ -477,10 +488,15 @@ func (j *Journal) load(o opening) error {
 	if err := j.takeKey(o); err != nil {
 		return err
 	}
-	if o.anchor != nil {
-		return j.checkAnchor(o.ctx, o.anchor)
+	if o.anchor == nil {
+		return nil
 	}
-	return nil
+	err = j.checkAnchor(o.ctx, o.anchor)
+	if o.later && errors.Is(err, ErrAnchorAway) {
+		j.notCompared = away(j.path, err)
+		return nil
+	}
+	return err
 }
 
 func (j *Journal) readTip(tx *bolt.Tx) error {
@@ -694,6 +710,8 @@ func (j *Journal) refusal(ctx context.Context) error {
 	switch {
 	case j.signer == nil:
 		return fmt.Errorf("%w: %s: there is no signing key %s, so nothing can be appended: bring the key back", ErrKey, j.path, KeyPath(j.path))
+	case errors.Is(j.failed, ErrAnchor):
+		return fmt.Errorf("%w: %w", ErrFailed, j.failed)
 	case j.failed != nil:
 		return fmt.Errorf("%w: %s: %w: mend the cause (disk full? read-only?), then start again", ErrFailed, j.path, j.failed)
 	case j.closed:

@@ -74,8 +74,10 @@ func (j *Journal) witness(ctx context.Context, patience time.Duration) error {
 		return nil
 	}
 	err := j.signTip(ctx, patience)
-	if err == nil {
-		err = j.anchorSigned(ctx, patience)
+	if !errors.Is(err, ErrFailed) { // a signer that is away is no reason not to compare
+		if aerr := j.anchorSigned(ctx, patience); aerr != nil && (err == nil || errors.Is(aerr, ErrFailed)) {
+			err = aerr
+		}
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -120,7 +122,8 @@ func (j *Journal) signTip(ctx context.Context, patience time.Duration) error {
 	return nil
 }
 
-// anchorSigned gives the newest checkpoint to the anchor.
+// anchorSigned gives the newest checkpoint to the anchor, which is compared before
+// if it was away at Open.
 func (j *Journal) anchorSigned(ctx context.Context, patience time.Duration) error {
 	j.mu.Lock()
 	c, done := j.signed, j.anchored
@@ -130,6 +133,9 @@ func (j *Journal) anchorSigned(ctx context.Context, patience time.Duration) erro
 	}
 	own, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	if err := j.compare(own); err != nil {
+		return err
+	}
 	if err := j.anchor.PutCheckpoint(own, c); errors.Is(err, ErrAnchorTaken) {
 		// Somebody else writes this station's history.
 		return j.fail(err)
