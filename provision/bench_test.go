@@ -1,6 +1,7 @@
 package provision_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -58,6 +59,8 @@ type bench struct {
 	dir   string
 	store keystore.Store
 	jrn   provision.Journal
+	// station is its name; "bench" if it is empty.
+	station string
 
 	// at is called when a step begins, before its intent: once for each name.
 	at map[string]func()
@@ -220,7 +223,7 @@ func (b *bench) run(ctx context.Context, c *espsim.Chip, job *provision.Job) *pr
 	b.t.Helper()
 	began := map[string]bool{}
 	e := &provision.Engine{
-		Store: b.store, Journal: b.jrn, Station: "bench", Slot: "1", Operator: "anna", Lot: "lot-1",
+		Store: b.store, Journal: b.jrn, Station: cmp.Or(b.station, "bench"), Slot: "1", Operator: "anna", Lot: "lot-1",
 		Observe: func(e provision.Event) {
 			if b.observe != nil {
 				b.observe(e)

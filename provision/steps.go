@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/provisiond/provisiond/efuse"
@@ -288,36 +289,75 @@ func (u *unit) readPast(ctx context.Context) error {
 	return nil
 }
 
-// reconcile holds the keystore's records against the journal and the chip.
+// reconcile holds the keystore's records against the journal and the chip. What
+// may be in the chip is looked for first: nothing is given up before the chip has
+// shown that it holds no key, and nothing ever that another station stored. A
+// job's name is the same at every station, and a sealed key that was burned there
+// reads here as one whose burn was not begun.
 func (u *unit) reconcile(ctx context.Context, metas []keystore.Meta) error {
+	var unburned []keystore.Meta
 	for _, m := range metas {
 		if m.Superseded() {
 			u.past.gaveUp = u.past.gaveUp || m.Fingerprint == u.past.burnFP
 			continue
 		}
+		known := fmt.Sprintf("the keystore knows unit %s already: key %s", u.mac, m.Fingerprint)
+		if !u.ownStation(m) {
+			return refuse(fmt.Sprintf("start it on station %q and with the job that it was begun with", m.Station), "%s of station %q", known, m.Station)
+		}
 		if m.Job != "" && m.Job != u.id || m.Job == "" && m.Fingerprint != u.past.fp ||
 			m.MayBeInSilicon() && !u.past.intents[stageKey] {
-			return refuse("start it on the station and with the job that it was begun with", "the keystore knows unit %s already: key %s", u.mac, m.Fingerprint)
+			return refuse("start it on the station and with the job that it was begun with", "%s", known)
 		}
 		if m.Current() == keystore.Quarantined {
 			return quarantine("an engineer decides what becomes of it", "the keystore says that unit %s is quarantined", u.mac)
 		}
 		if !m.MayBeInSilicon() {
-			// Custody was taken and no burn was begun, since the store is told before
-			// that: the key is gone with the process that made it, and another takes
-			// its place.
-			_, err := u.Store.AddState(ctx, u.mac, m.Fingerprint, keystore.State{
-				Kind: keystore.Superseded, Note: "no burn was begun; the job starts again", Job: u.id, Station: u.Station,
-			})
-			if err != nil {
-				return keystoreFailure(ctx, err)
-			}
-			u.past.gaveUp = u.past.gaveUp || m.Fingerprint == u.past.burnFP
+			unburned = append(unburned, m)
 			continue
 		}
 		if err := u.recogniseKey(ctx, m); err != nil {
 			return err
 		}
+	}
+	if u.past.keyBurned {
+		return nil // what else is stored is left to those who compare (keystore/escrow)
+	}
+	return u.giveUp(ctx, unburned)
+}
+
+// ownStation reports whether a record is this station's. A store whose role may not
+// see that leaves it empty; then the journal knows the key or not.
+func (u *unit) ownStation(m keystore.Meta) bool {
+	if m.Station == "" {
+		return m.Fingerprint == u.past.fp || m.Fingerprint == u.past.burnFP
+	}
+	return m.Station == u.Station
+}
+
+// giveUp supersedes this station's keys whose burn was not begun: the store is told
+// before that. They are gone with the process that made them, and another takes
+// their place. The chip must show that none of them is in it all the same.
+func (u *unit) giveUp(ctx context.Context, unburned []keystore.Meta) error {
+	if len(unburned) == 0 {
+		return nil
+	}
+	if _, err := u.keyBlock(); err != nil {
+		return err
+	}
+	for _, b := range u.now.KeyBlocks() {
+		if slices.ContainsFunc(u.now.BlockErrors(), func(e efuse.BlockError) bool { return e.Block == b.Name }) {
+			return u.surprise(fmt.Sprintf("key block %s shows errors, as a burn that was cut off leaves them, and the keystore knows of no burn", b.Name))
+		}
+	}
+	for _, m := range unburned {
+		_, err := u.Store.AddState(ctx, u.mac, m.Fingerprint, keystore.State{
+			Kind: keystore.Superseded, Note: "no burn was begun; the job starts again", Job: u.id, Station: u.Station,
+		})
+		if err != nil {
+			return keystoreFailure(ctx, err)
+		}
+		u.past.gaveUp = u.past.gaveUp || m.Fingerprint == u.past.burnFP
 	}
 	return nil
 }
