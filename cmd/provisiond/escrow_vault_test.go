@@ -178,6 +178,21 @@ func TestVaultEscrow(t *testing.T) {
 		t.Error(err)
 	}
 
+	l.srv.Seal(t)
+	var out, errOut bytes.Buffer
+	code := run(t.Context(), append([]string{
+		"provision", "--recipe", filepath.Join(l.dir, "sample-esp32c3.yaml"), "--keystore", "vault:" + station, "--journal", filepath.Join(l.dir, "old.db"),
+		"--signing-key", "vault-transit", "--anchor", "vault", "--json", "--escrow", filepath.Join(l.dir, "spool"),
+		"--port", "sim://esp32c3?mac=02:00:00:00:00:06&app-prints=" + strings.ReplaceAll(sample.AppText, " ", "%20"),
+	}, escrow[2:]...), strings.NewReader(""), &out, &errOut, func(e provision.Event) {
+		if e.Step == "proof" {
+			l.srv.Unseal(t)
+		}
+	})
+	if code != 13 || !strings.Contains(out.String(), `"PASS"`) || !strings.Contains(errOut.String(), "is the last that is known to be in both") {
+		t.Errorf("exit code %d: %s%s", code, &out, &errOut)
+	}
+
 	// A lost disk: a new journal goes on where Vault says that the old one was, and
 	// the old one is then not the newest any more.
 	var old struct{ ID string }
