@@ -21,6 +21,8 @@ type journalKeeping struct {
 	// lenient lets a journal be opened while the Vault that anchors it is away. It
 	// is compared as soon as Vault answers.
 	lenient bool
+	// publicKey is the one that the journal must be signed with; empty: its own.
+	publicKey string
 }
 
 // withVault says which Vault is meant by plain "vault": that of the keystore.
@@ -59,7 +61,7 @@ func (k journalKeeping) signer(path, public string) (s journal.Signer, closeSign
 }
 
 func (k journalKeeping) openPlain(a *app, path string) (*journal.Journal, error) {
-	options := []journal.Option{journal.WithContext(a.ctx), journal.WithProber(prober())}
+	options := []journal.Option{journal.WithContext(a.ctx), journal.WithProber(prober()), journal.WithPublicKey(k.publicKey)}
 	if strings.HasPrefix(k.SigningKey, transitPrefix) {
 		// Its use of Vault ends with the process: the journal signs until it is closed.
 		info, err := journal.Peek(a.ctx, path)

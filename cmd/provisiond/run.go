@@ -197,7 +197,7 @@ func (d *daemon) openJournal() error {
 	// An outage of the Vault that anchors the journal must not keep a station down:
 	// units after custody can be finished without it. The journal is compared as soon
 	// as Vault answers.
-	keeping, err := journalKeeping{SigningKey: d.cfg.Journal.SigningKey, Anchor: d.cfg.Journal.Anchor, lenient: true}.withVault(d.cfg.Keystore)
+	keeping, err := journalKeeping{SigningKey: d.cfg.Journal.SigningKey, Anchor: d.cfg.Journal.Anchor, publicKey: d.cfg.Journal.PublicKey, lenient: true}.withVault(d.cfg.Keystore)
 	if err != nil {
 		return err
 	}

@@ -294,3 +294,33 @@ func TestRunRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestRunPublicKey: a journal that was replaced whole, with a key of its own, does
+// not start where the configuration names the key of the right one.
+func TestRunPublicKey(t *testing.T) {
+	t.Parallel()
+	h := newHall(t)
+	key, err := os.ReadFile(filepath.Join(h.dir, "journal.db.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.write("station.yaml", strings.Replace(h.config(""), "{file: journal.db}", fmt.Sprintf("{file: journal.db, public_key: %q}", strings.TrimSpace(string(key))), 1))
+	h.start()
+	h.stop()
+	for _, name := range []string{"journal.db", "journal.db.key", "journal.db.pub", "journal.db.jsonl"} {
+		if err := os.Rename(filepath.Join(h.dir, name), filepath.Join(h.dir, "right-"+name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.run(0, "journal", "init", "journal.db", "--station", "hall")
+	forged, err := os.ReadFile(filepath.Join(h.dir, "journal.db.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := h.run(13, "run", "--config", "station.yaml")
+	for _, want := range []string{"wrong key", strings.TrimSpace(string(key)), strings.TrimSpace(string(forged)), "another journal"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%s\nlacks %q", out, want)
+		}
+	}
+}

@@ -342,6 +342,7 @@ type opening struct {
 	keyFile  string
 	anchor   Anchor
 	later    bool
+	public   string
 	interval time.Duration
 	prober   Prober
 	look     bool // mend nothing, start nothing
@@ -364,6 +365,10 @@ func WithSigner(s Signer) Option { return func(o *opening) { o.signer = s } }
 // WithKeyFile takes the signing key from another file than KeyPath, for example
 // one below systemd's $CREDENTIALS_DIRECTORY. It must be there.
 func WithKeyFile(path string) Option { return func(o *opening) { o.keyFile = path } }
+
+// WithPublicKey demands that the journal is signed with the key of which this is
+// the public half. Empty demands nothing.
+func WithPublicKey(key string) Option { return func(o *opening) { o.public = key } }
 
 // WithAnchor compares the journal with its anchor, and gives it every checkpoint.
 func WithAnchor(a Anchor) Option { return func(o *opening) { o.anchor = a } }
@@ -456,6 +461,9 @@ func (j *Journal) load(o opening) error {
 		return j.explain(err)
 	}
 	if j.info, j.verifier, err = readFirst(j.path, first); err != nil {
+		return err
+	}
+	if err := j.expectKey(o.public); err != nil {
 		return err
 	}
 	j.info.TornCommit = j.db.MetaFallback

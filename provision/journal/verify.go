@@ -69,9 +69,8 @@ func (j *Journal) Verify(ctx context.Context, progress Progress, options ...Veri
 	for _, set := range options {
 		set(&o)
 	}
-	if o.publicKey != "" && o.publicKey != j.info.PublicKey {
-		return Report{}, fmt.Errorf("%w: journal %s names the public key %s in entry 0, and not the one that was asked for, %s: it is another journal, or a forged one",
-			ErrKey, j.path, j.info.PublicKey, o.publicKey)
+	if err := j.expectKey(o.publicKey); err != nil {
+		return Report{}, err
 	}
 	if o.wholeFile {
 		if err := j.explain(j.db.CheckAll()); err != nil {
@@ -102,6 +101,15 @@ func (j *Journal) Verify(ctx context.Context, progress Progress, options ...Veri
 		r.Anchored = true
 	}
 	return r, nil
+}
+
+// expectKey demands that entry 0 names a public key, unless key is empty.
+func (j *Journal) expectKey(key string) error {
+	if key == "" || key == j.info.PublicKey {
+		return nil
+	}
+	return fmt.Errorf("%w: journal %s names the public key %s in entry 0, and not the one that was asked for, %s: it is another journal, or a forged one",
+		ErrKey, j.path, j.info.PublicKey, key)
 }
 
 // chunkLevel: a worker checks 1<<chunkLevel entries at a time, which are a

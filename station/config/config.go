@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/provisiond/provisiond/keystore/escrow"
 	"github.com/provisiond/provisiond/station/hook"
@@ -88,6 +89,11 @@ type Journal struct {
 	// Anchor keeps the signed checkpoints elsewhere: a folder, or vault for the
 	// keystore's server.
 	Anchor string `yaml:"anchor"`
+	// PublicKey is the key that the journal must be signed with, NAME+HASH+KEY as
+	// `provisiond journal init` prints it. It is checked at the start: a journal that
+	// was replaced whole, with a new key, shows by it. Without it the journal's own
+	// is believed.
+	PublicKey string `yaml:"public_key"`
 }
 
 // Simulated says how simulated slots behave.
@@ -257,6 +263,11 @@ func (f *File) validate() error {
 	for i, p := range f.Recipes {
 		if _, err := filepath.Match(p, ""); err != nil || p == "" {
 			bad(fmt.Sprintf("recipes[%d]", i), "write a file name, or one with *", "%q is no pattern", p)
+		}
+	}
+	if k := f.Journal.PublicKey; k != "" {
+		if _, err := note.NewVerifier(k); err != nil {
+			bad("journal.public_key", "write the whole line that journal init printed and that journal.db.pub holds, NAME+HASH+KEY", "%q is no public key of a journal", k)
 		}
 	}
 	if !slices.Contains([]string{"", "plug", "scan", "button"}, f.Start) {

@@ -19,6 +19,9 @@ recipes: [recipes/*.yaml]
 ports: ports.d
 `
 
+// publicKey is that of docs/journal.md's test vector.
+const publicKey = "provisiond/journal/000102030405060708090a0b0c0d0e0f+7f45f1d9+AQOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG4"
+
 func TestExample(t *testing.T) {
 	f, err := config.Load(filepath.Join("..", "..", "configs", "station.yaml"))
 	if err != nil {
@@ -72,6 +75,17 @@ func TestDefaultsAndPlaces(t *testing.T) {
 	}
 }
 
+// TestPublicKey: the key is taken as it is, it is no file name.
+func TestPublicKey(t *testing.T) {
+	f, err := config.Parse("/etc/provisiond/station.yaml", []byte(strings.Replace(good, "journal.db}", "journal.db, public_key: "+publicKey+"}", 1)))
+	if err != nil || f.Journal.PublicKey != publicKey {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if f, err = config.Parse("s.yaml", []byte(good)); err != nil || f.Journal.PublicKey != "" {
+		t.Errorf("without one: %+v, %v", f, err)
+	}
+}
+
 func TestErrorsNameThePlace(t *testing.T) {
 	for _, c := range []struct {
 		name, text string
@@ -89,6 +103,10 @@ func TestErrorsNameThePlace(t *testing.T) {
 		{"hook", good + "hooks:\n  before: {program: jig}\n", []string{`s.yaml:8: hooks.before.program: "jig" is no absolute path`}},
 		{"login without people", good + "login_to_start: true\n", []string{"s.yaml:7: login_to_start: nobody can log in"}},
 		{"escrow without bound", good + "escrow: {dir: e, recipients: [x]}\n", []string{"s.yaml:7: escrow"}},
+		{"no public key", strings.Replace(good, "{file: journal.db}", "\n  file: journal.db\n  public_key: journal.db.pub", 1), []string{`s.yaml:5: journal.public_key: "journal.db.pub" is no public key of a journal`, "NAME+HASH+KEY"}},
+		{"public key cut", strings.Replace(good, "journal.db}", "journal.db, public_key: "+publicKey[:len(publicKey)-4]+"}", 1), []string{"s.yaml:3: journal.public_key: "}},
+		{"public key changed", strings.Replace(good, "journal.db}", "journal.db, public_key: "+strings.Replace(publicKey, "SVTG4", "SVTG5", 1)+"}", 1), []string{"s.yaml:3: journal.public_key: "}},
+		{"public key elsewhere", good + "public_key: " + publicKey + "\n", []string{"s.yaml:7: public_key: there is no such key here"}},
 		{"anchor", good + "web: &w {}\n", []string{"s.yaml:7: web: uses an anchor"}},
 		{"tag", good + "start: !!str plug\n", []string{"s.yaml:7: start: has a tag"}},
 		{"two documents", good + "---\n" + good, []string{"a second YAML document"}},
