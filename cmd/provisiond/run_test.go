@@ -324,3 +324,46 @@ func TestRunPublicKey(t *testing.T) {
 		}
 	}
 }
+
+// TestRunOlderThanAnchor: the daemon does not start on a journal, with its copy,
+// that was put back from before what its anchor knows.
+func TestRunOlderThanAnchor(t *testing.T) {
+	t.Parallel()
+	h := newHall(t)
+	if err := os.Mkdir(filepath.Join(h.dir, "anchor"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	anchored := func(h *hall) string {
+		return strings.Replace(h.config(""), "{file: journal.db}", "{file: journal.db, anchor: anchor}", 1)
+	}
+	h.run(0, "journal", "checkpoint", "journal.db", "--anchor", "anchor")
+	old := map[string][]byte{}
+	for _, name := range []string{"journal.db", "journal.db.jsonl"} {
+		b, err := os.ReadFile(filepath.Join(h.dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		old[name] = b
+	}
+	h.write("station.yaml", anchored(h))
+	h.start()
+	if c := h.condition("journal-anchor"); !c.OK {
+		t.Errorf("%+v", c)
+	}
+	if status, b := h.api(http.MethodPost, "/api/v1/lots", `{"id":"L1","recipe":"c3","quantity":1,"serials":{"from":"range","first":"H001"}}`); status >= 300 {
+		t.Fatal(status, b)
+	}
+	h.await("a unit", func() bool { v := h.view(); return len(v.Lots) == 1 && v.Lots[0].Yield.Pass == 1 })
+	h.stop()
+	h.start() // the newer one starts
+	h.stop()
+	for name, b := range old {
+		h.write(name, string(b))
+	}
+	out := h.run(13, "run", "--config", "station.yaml")
+	for _, want := range []string{"not the one that is anchored", "it has 1 entries", "entry 0 is the last that is known to be in both", "journal init --succeeds"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%s\nlacks %q", out, want)
+		}
+	}
+}
