@@ -2,6 +2,7 @@ package provision_test
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -65,6 +66,50 @@ func TestCertificateOfRun(t *testing.T) {
 		}
 		if !strings.Contains(string(text), `"key_version":7`) {
 			t.Error("the text has no key_version")
+		}
+	})
+}
+
+// TestEveryEntryNamesTheOperator: of a run that passes, of one that is refused, of
+// one that goes on after a failure.
+func TestEveryEntryNamesTheOperator(t *testing.T) {
+	bothChips(t, func(t *testing.T, name string) {
+		b := newBench(t)
+		jrn, ok := b.jrn.(*journal.Journal)
+		if !ok {
+			t.Fatal("the bench has no real journal")
+		}
+		c := b.board(espsim.Options{Model: model(t, name)})
+		job := sampleJob(t, name, "hybrid")
+		ctx, stop := context.WithCancel(t.Context())
+		b.at["flash"] = stop
+		if r := b.run(ctx, c, job); r.ExitCode() == 0 {
+			t.Fatal("the stopped run passed")
+		}
+		wantPass(t, b.again(c, job))
+		if r := b.again(c, job); !r.FinishedBefore {
+			t.Fatalf("%+v", r)
+		}
+		kinds, steps := map[journal.Kind]int{}, map[string]bool{}
+		for e, err := range jrn.Entries(0, journal.All) { // also those before the unit is known
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Step == journal.StepInit {
+				continue // nobody's run
+			}
+			var p struct{ Operator string }
+			if err := json.Unmarshal(e.Payload, &p); err != nil {
+				t.Fatal(err)
+			}
+			if p.Operator != "anna" {
+				t.Errorf("entry %d, %s of %s: operator %q", e.Index, e.Kind, e.Step, p.Operator)
+			}
+			kinds[e.Kind]++
+			steps[e.Step] = true
+		}
+		if kinds[journal.KindVerdict] != 3 || kinds[journal.KindIntent] < 10 || kinds[journal.KindObserved] < 10 || len(steps) < 10 {
+			t.Errorf("too little was seen: %v, %v", kinds, steps)
 		}
 	})
 }
