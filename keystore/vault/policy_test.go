@@ -314,9 +314,31 @@ func TestSetupIsIdempotent(t *testing.T) {
 	if len(first.Warnings) != 1 || !strings.Contains(first.Warnings[0], "audit") {
 		t.Errorf("warnings: %q", first.Warnings)
 	}
+	// The server says what it will demand of a write, and demands it.
+	casRequired := func() any {
+		t.Helper()
+		data, ok := srv.Must(t, http.MethodGet, "factory/keys/config", nil)["data"].(map[string]any)
+		if !ok {
+			t.Fatal("the mount has no settings")
+		}
+		return data["cas_required"]
+	}
+	if got := casRequired(); got != true {
+		t.Errorf("cas_required is %v at the server", got)
+	}
+	if status, body, err := srv.Do(srv.Node, srv.Root, http.MethodPost, "factory/keys/data/probe", map[string]any{"data": map[string]any{"a": 1}}); err != nil || status != http.StatusBadRequest {
+		t.Errorf("a write without cas: %d %v %v", status, body, err)
+	}
 	again, err := root.Setup(t.Context(), o)
 	if err != nil || len(again.Changes) != 0 {
 		t.Errorf("again: %+v, %v", again, err)
+	}
+	srv.Must(t, http.MethodPost, "factory/keys/config", map[string]any{"cas_required": false})
+	if got := casRequired(); got != false {
+		t.Fatalf("cas_required is %v after it was taken away", got)
+	}
+	if mended, err := root.Setup(t.Context(), o); err != nil || !slices.Equal(mended.Changes, []string{"set cas_required on factory/keys"}) || casRequired() != true {
+		t.Errorf("mended: %+v, %v; cas_required is %v", mended, err, casRequired())
 	}
 	// The admin role suffices for what changes later.
 	admin, err := OpenAdmin(t.Context(), x.config(t, x.tokenWith(t, "factory-keys-admin")))
