@@ -50,6 +50,7 @@ func (u *unit) cutClosing(ctx context.Context, closed error) error {
 	u.res.Serial = u.line.Serial
 	if u.fp = u.past.burnFP; u.fp != (keystore.Fingerprint{}) {
 		u.custody, u.res.KeyFingerprint = true, u.fp.String()
+		u.untold = true // maybe: nothing in the journal says that the store took it
 	}
 	shows, boots, err := u.whatClosedShows(ctx, f)
 	if err != nil {

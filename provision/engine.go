@@ -151,6 +151,9 @@ type unit struct {
 	reserved bool
 	custody  bool // confirmed in this run or an earlier one of the same job
 	untold   bool // the store does not know that the key is in silicon
+	// unsettled: the store does not know something else that the journal does.
+	unsettled bool
+
 	begun    bool // an entry of this run is in the journal
 	burning  bool // a one-way act was begun, in this run or an earlier one
 	prepared func() prepared
@@ -283,6 +286,9 @@ func (u *unit) finish(ctx context.Context, err error) {
 	}
 	if len(u.res.Warnings) > 0 {
 		body["warnings"] = u.res.Warnings
+	}
+	if u.untold || u.unsettled {
+		body[untoldMember] = true
 	}
 	if u.res.Rework != nil {
 		body["rework"] = u.res.Rework
@@ -427,10 +433,13 @@ func (u *unit) markQuarantined(ctx context.Context, f *Failure) {
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), oneWayDeadline)
 	defer cancel()
 	_, err := u.Store.AddState(wctx, u.mac, u.fp, keystore.State{
-		Kind: keystore.Quarantined, Note: f.Reason, Job: u.id, Station: u.Station,
+		Kind: keystore.Quarantined, Note: stateNote(f.Reason), Job: u.id, Station: u.Station,
 	})
 	if err != nil {
-		// The journal's verdict holds the quarantine; the store learns of it later.
+		// The journal's verdict holds the quarantine; the store learns of it later
+		// (Settle).
+		u.unsettled = true
+		u.warn("the keystore does not know yet that the unit is set aside: " + err.Error())
 		u.emit(stepVerdict, 0, 0, "the keystore could not be told of the quarantine: "+err.Error())
 	}
 }

@@ -254,6 +254,9 @@ func (u *unit) readPast(ctx context.Context) error {
 	if u.past, err = readHistory(entries, u.id); err != nil {
 		return &Failure{Cause: CauseJournal, Reason: "the journal does not tell this unit's history", NextStep: "run `provisiond journal verify`", Err: err}
 	}
+	if u.past.quarantined || u.past.finished {
+		u.settlePast(ctx, entries) // nobody else comes back to such a unit
+	}
 	switch {
 	case u.past.quarantined:
 		return quarantine("an engineer decides what becomes of it", "unit %s is quarantined: %s", u.mac, u.past.reason)

@@ -729,8 +729,8 @@ func (w *world) checkPass(key []byte, meta *keystore.Meta) error {
 	if err := compareFuses(w.c, w.before, string(w.job.Recipe.Profile), key); err != nil {
 		return err
 	}
-	if k := meta.Current(); k != keystore.InSilicon && k != keystore.MayBeInSilicon {
-		return fmt.Errorf("the keystore says %q of the key", k)
+	if err := w.settle(meta); err != nil {
+		return err
 	}
 	cipher, err := flashcrypt.New(w.c.Model().Scheme, key, 0xF)
 	if err != nil {
@@ -752,6 +752,40 @@ func (w *world) checkPass(key []byte, meta *keystore.Meta) error {
 		return nil
 	}
 	return w.checkCertificate(meta)
+}
+
+// settle: the keystore knows that the key is in silicon. If it was away when the unit
+// was finished, it is told later, and from then on journal and keystore agree.
+func (w *world) settle(meta *keystore.Meta) error {
+	ctx := w.t.Context()
+	rep, err := provision.Settle(ctx, w.jrn, w.store, 0)
+	if err != nil || len(rep.Findings) > 0 || rep.Settled > 1 {
+		return fmt.Errorf("settled: %+v, %w", rep, err)
+	}
+	told := meta.Current() == keystore.InSilicon
+	_, now, err := w.checkKeystore()
+	if err != nil || now == nil {
+		return fmt.Errorf("no key after settling: %w", err)
+	}
+	*meta = *now
+	if k := meta.Current(); k != keystore.InSilicon || told == (rep.Settled == 1) {
+		return fmt.Errorf("%d units settled, and the keystore says %q of the key", rep.Settled, k)
+	}
+	if w.uncertified {
+		return nil
+	}
+	r := report.NewReconciler()
+	err = errors.Join(report.KeystoreLines(ctx, w.store, r.AddKey), report.JournalLines(func(yield func(journal.Entry, error) bool) {
+		size, _ := w.jrn.Head()
+		w.jrn.Entries(0, size)(yield)
+	}, r.AddUnit, r.AddHead))
+	if err != nil {
+		return err
+	}
+	if rec := r.Reconcile(); len(rec.Findings) > 0 {
+		return fmt.Errorf("reconcile: %+v", rec.Findings)
+	}
+	return nil
 }
 
 func (w *world) checkCertificate(meta *keystore.Meta) error {
