@@ -172,6 +172,8 @@ func load(t testing.TB, path string) *provision.Job {
 func edited(t testing.TB, chipName, profile string, replace ...string) *provision.Job {
 	t.Helper()
 	sampleJob(t, chipName, profile) // writes the build
+	samples.Lock()                  // another profile's product writes the same build
+	defer samples.Unlock()
 	name := "sample-" + chipName + "-" + profile
 	b, err := os.ReadFile(filepath.Join(samples.dir, name+".yaml"))
 	if err != nil {

@@ -96,7 +96,7 @@ func (u *unit) writeRegions(ctx context.Context, regions []layout.Ciphertext) er
 // reserve makes the key its unit's own in a keystore that can do so ahead of the
 // record: a unit that has a key already, or a keystore that is away, shows before
 // the flash is written. A reservation that no record follows blocks the unit for
-// other jobs; the same job supersedes it when it starts again (reconcile).
+// other stations; this one's next start supersedes it (reconcile).
 func (u *unit) reserve(ctx context.Context) error {
 	r, ok := u.Store.(keystore.Reserver)
 	if !ok {

@@ -18,7 +18,7 @@ type history struct {
 	finished    bool // a verdict PASS stands
 	quarantined bool
 	reason      string // of the last verdict
-	otherJob    string // another job that wrote to this unit's flash or went further
+	otherJob    string // another job that began something irreversible
 	intents     map[string]bool
 	keyBurned   bool // this job's key was read back, or is about to be recognised
 	fp          keystore.Fingerprint
@@ -68,9 +68,10 @@ func readHistory(entries []journal.Entry, job string) (history, error) {
 			h.reworking = h.reworking || e.Step == StepRework
 			continue
 		}
-		touches := e.Step == stepFlash || e.Step == stepCustody || isOneWay(e.Step)
 		if e.Job != job {
-			if touches {
+			// What it wrote to the flash is erased, and the key that it stored is the
+			// keystore's to tell of. What it burned stays.
+			if isOneWay(e.Step) {
 				h.otherJob = e.Job
 			}
 			continue

@@ -16,6 +16,7 @@ import (
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/internal/sample"
 	"github.com/provisiond/provisiond/keystore"
+	"github.com/provisiond/provisiond/keystore/keystoretest"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/layout"
 	"github.com/provisiond/provisiond/provision/recipe"
@@ -259,25 +260,31 @@ func TestRefusesKnownUnit(t *testing.T) {
 			if r := b.run(ctx, c, sampleJob(t, name, "hybrid")); r.Verdict == provision.Pass || c.Burns() != 0 {
 				t.Fatalf("%s with %d burns", r.Verdict, c.Burns())
 			}
+			// It began a burn, so its own station gives the unit to no other job.
+			b.store = b.store.(*faultyStore).Store
+			b.at = map[string]func(){}
+			b.wantRefused(c, sampleJob(t, name, "release"), "another job")
 			other := newMemoryBench(t)
-			other.store = b.store.(*faultyStore).Store
+			other.store, other.station = b.store, "line2"
 			if len(other.metas(unitMAC)) != 1 {
 				t.Fatal("no key record")
 			}
 			other.wantRefused(c, sampleJob(t, name, "release"), "keystore")
+			other.wantAlive(1)
 		})
-		inBubble(t, name+"/another job flashed it", func(t *testing.T) {
+		inBubble(t, name+"/keystore has a key of another job that may be burned", func(t *testing.T) {
 			b := newMemoryBench(t)
 			c := b.board(espsim.Options{Model: model(t, name)})
-			ctx, cancel := context.WithCancel(t.Context())
-			b.at["verify-flash"] = cancel
-			if r := b.run(ctx, c, sampleJob(t, name, "hybrid")); r.Verdict != provision.Aborted {
-				t.Fatalf("%s: %s", r.Verdict, r.Reason)
+			r := keystoretest.NewRecord(t, unitMAC)
+			r.Job, r.Station = "another", "bench"
+			if _, err := b.store.Create(t.Context(), r); err != nil {
+				t.Fatal(err)
 			}
-			b.at = map[string]func(){}
-			b.wantRefused(c, sampleJob(t, name, "release"), "another job")
-			// The job that it was begun with goes on.
-			wantPass(t, b.run(t.Context(), c, sampleJob(t, name, "hybrid")))
+			if _, err := b.store.AddState(t.Context(), unitMAC, r.Fingerprint, keystore.State{Kind: keystore.MayBeInSilicon, Job: r.Job}); err != nil {
+				t.Fatal(err)
+			}
+			b.wantRefused(c, sampleJob(t, name, "release"), "keystore")
+			b.wantAlive(1)
 		})
 		inBubble(t, name+"/another job only looked", func(t *testing.T) {
 			b := newMemoryBench(t)
@@ -410,4 +417,53 @@ func TestRefusesTestUnits(t *testing.T) {
 			t.Errorf("%d burns, exit %d", c.Burns(), r.ExitCode())
 		}
 	})
+}
+
+// TestOtherJob: a board on which nothing irreversible was begun takes another recipe,
+// whatever an earlier job wrote to its flash or stored for it. From the first burn on
+// it takes none.
+func TestOtherJob(t *testing.T) {
+	for _, step := range []string{"flash", "verify-flash", "custody", "burn-key", "protect-key", "enable-encryption"} {
+		for _, name := range chip.Names() {
+			inBubble(t, name+"/"+step, func(t *testing.T) {
+				b, s := newReservingBench(t)
+				c := b.board(espsim.Options{Model: model(t, name)})
+				before, first, second := c.Fuses(), sampleJob(t, name, "hybrid"), sampleJob(t, name, "release")
+				ctx, cancel := context.WithCancel(t.Context())
+				if step == "burn-key" { // custody is taken, and the process ends before the burn
+					b.store = &faultyStore{Store: s, fail: func(op string, _ int) (error, error) {
+						if op == "confirm" {
+							cancel()
+						}
+						return nil, nil
+					}}
+				} else {
+					b.at[step] = cancel
+				}
+				wantVerdict(t, b.run(ctx, c, first), provision.Aborted, provision.CauseCancelled, "")
+				b.store = s
+				if c.Burns() > 0 {
+					burns := c.Burns()
+					r := b.again(c, second)
+					wantVerdict(t, r, provision.Fail, provision.CauseRefused, "another job")
+					if c.Burns() != burns {
+						t.Error("something was burned")
+					}
+					b.wantAlive(1)
+					wantPass(t, b.again(c, first))
+					return
+				}
+				r := b.again(c, second)
+				wantPass(t, r)
+				if err := b.invariants(c, second, before, r); err != nil {
+					t.Error(err)
+				}
+				if alive, gone := b.keysAlive(); alive != 1 || gone != 1 { // at least reserved
+					t.Errorf("%d keys, %d given up", alive, gone)
+				}
+				// The first job does not get it back.
+				wantVerdict(t, b.again(c, first), provision.Fail, provision.CauseRefused, "")
+			})
+		}
+	}
 }

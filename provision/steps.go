@@ -308,8 +308,7 @@ func (u *unit) reconcile(ctx context.Context, metas []keystore.Meta) error {
 		if !u.ownStation(m) {
 			return refuse(fmt.Sprintf("start it on station %q and with the job that it was begun with", m.Station), "%s of station %q", known, m.Station)
 		}
-		if m.Job != "" && m.Job != u.id || m.Job == "" && m.Fingerprint != u.past.fp ||
-			m.MayBeInSilicon() && !u.past.intents[stageKey] {
+		if m.MayBeInSilicon() && (!u.ownJob(m) || !u.past.intents[stageKey]) {
 			return refuse("start it on the station and with the job that it was begun with", "%s", known)
 		}
 		if m.Current() == keystore.Quarantined {
@@ -338,9 +337,15 @@ func (u *unit) ownStation(m keystore.Meta) bool {
 	return m.Station == u.Station
 }
 
-// giveUp supersedes this station's keys whose burn was not begun: the store is told
-// before that. They are gone with the process that made them, and another takes
-// their place. The chip must show that none of them is in it all the same.
+// ownJob reports whether a record is this job's, like ownStation.
+func (u *unit) ownJob(m keystore.Meta) bool {
+	return m.Job == u.id || m.Job == "" && m.Fingerprint == u.past.fp
+}
+
+// giveUp supersedes this station's keys whose burn was not begun, whichever job made
+// them: the store is told before that. They are gone with the process that made them,
+// and another takes their place. The chip must show that none of them is in it all
+// the same.
 func (u *unit) giveUp(ctx context.Context, unburned []keystore.Meta) error {
 	if len(unburned) == 0 {
 		return nil
@@ -354,8 +359,12 @@ func (u *unit) giveUp(ctx context.Context, unburned []keystore.Meta) error {
 		}
 	}
 	for _, m := range unburned {
+		note := "no burn was begun; the job starts again"
+		if !u.ownJob(m) {
+			note = "no burn was begun; another job takes the unit"
+		}
 		_, err := u.Store.AddState(ctx, u.mac, m.Fingerprint, keystore.State{
-			Kind: keystore.Superseded, Note: "no burn was begun; the job starts again", Job: u.id, Station: u.Station,
+			Kind: keystore.Superseded, Note: note, Job: u.id, Station: u.Station,
 		})
 		if err != nil {
 			return keystoreFailure(ctx, err)
