@@ -18,17 +18,25 @@ type NetFixture struct {
 	Options port.Options
 	// Every is how often a port that is away is tried. 0: one second.
 	Every time.Duration
+
+	last time.Time // a connection was made; one worker calls
 }
 
 // Arrive tries until the server takes a connection.
-func (f NetFixture) Arrive(ctx context.Context) (*Arrival, error) {
+func (f *NetFixture) Arrive(ctx context.Context) (*Arrival, error) {
 	every := f.Every
 	if every == 0 {
 		every = time.Second
 	}
+	// A server that takes connections and drops them is asked no more often than one
+	// that is away.
+	if wait := every - time.Since(f.last); wait > 0 && !f.last.IsZero() && !sleep(ctx, wait) {
+		return nil, ctx.Err()
+	}
 	for {
 		p, err := port.Open(ctx, f.Address, f.Options)
 		if err == nil {
+			f.last = time.Now()
 			h := &held{address: f.Address, life: ctx, gone: make(chan struct{})}
 			h.hold(p)
 			return &Arrival{Device: f.Address, Gone: h.gone, Open: h.open}, nil
@@ -62,6 +70,7 @@ func (h *held) hold(p port.Port) {
 	h.mu.Unlock()
 	go func() {
 		defer close(over)
+		defer stop()
 		buf := make([]byte, 4096)
 		for {
 			if _, err := p.Read(ctx, buf); err == nil {

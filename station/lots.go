@@ -109,6 +109,20 @@ func newLot(l views.Lot, members map[string]views.Unit, recipes map[string]*prov
 
 func recipeHash(j *provision.Job) string { return provision.Hash(j.Recipe.Hash()).String() }
 
+// product is what the lot makes; nil while its recipe is not here as it was.
+func (l *lot) product() *provision.Job {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.job
+}
+
+// owns is the unit that has a serial number in this lot.
+func (l *lot) owns(serial string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.owner[serial]
+}
+
 func (l *lot) begun() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -136,6 +150,12 @@ func (l *lot) admit(unit chip.MAC, scanned string) (provision.Admission, error) 
 			}
 		}
 		u = &lotUnit{number: -1}
+	}
+	if from := l.entry.Serials.From; scanned != "" && u.serial == "" && (from == SerialsRange || from == SerialsList) {
+		return provision.Admission{}, &provision.Failure{
+			Cause: provision.CauseRefused, NextStep: "start the slot without a number, or open a lot whose numbers are scanned",
+			Reason: fmt.Sprintf("lot %s gives its units serial numbers itself, and %s was scanned", l.entry.Lot, scanned),
+		}
 	}
 	if scanned != "" && u.serial != "" && scanned != u.serial {
 		return provision.Admission{}, &provision.Failure{
@@ -213,6 +233,69 @@ func (l *lot) settle(mac string, begun bool) {
 		l.free = append(l.free, u.number)
 		slices.Sort(l.free)
 	}
+}
+
+// admit lets a unit into a lot, with a serial number that no other unit of this
+// station has, in whatever lot.
+func (s *Station) admit(ctx context.Context, l *lot, unit chip.MAC, scanned string) (provision.Admission, error) {
+	a, err := l.admit(unit, scanned)
+	if err != nil || a.Serial == "" {
+		return a, err
+	}
+	other := ""
+	for _, o := range s.openLots() {
+		if mac := o.owns(a.Serial); o != l && mac != "" && mac != unit.String() {
+			other = mac
+		}
+	}
+	if other == "" {
+		if err = s.o.Views.CatchUp(ctx); err == nil {
+			other, err = s.o.Views.Holder(a.Serial, unit.String())
+		}
+	}
+	switch {
+	case err != nil:
+		l.settle(unit.String(), false)
+		return provision.Admission{}, &provision.Failure{Cause: provision.CauseStation, Reason: "it cannot be told whether the serial number is free", NextStep: "look at the station's conditions", Err: err}
+	case other != "":
+		l.settle(unit.String(), false)
+		return provision.Admission{}, &provision.Failure{
+			Cause: provision.CauseRefused, NextStep: "find the two labels with one number, or open the lot with other numbers",
+			Reason: fmt.Sprintf("serial number %s belongs to unit %s", a.Serial, other),
+		}
+	}
+	return a, nil
+}
+
+// freeNumbers says which of a lot's numbers a unit has already.
+func (s *Station) freeNumbers(ctx context.Context, r LotRequest) error {
+	if err := s.o.Views.CatchUp(ctx); err != nil {
+		return &ActionError{Kind: ActionFailed, Text: "the lots cannot be read", Err: err}
+	}
+	serial, unit := "", ""
+	var err error
+	switch r.Serials.From {
+	case SerialsRange:
+		last, lerr := r.Serials.at(r.Quantity - 1)
+		if lerr != nil {
+			return lerr
+		}
+		serial, unit, err = s.o.Views.FirstBetween(r.Serials.First, last)
+	case SerialsList:
+		for _, n := range r.Serials.List {
+			if unit, err = s.o.Views.Holder(n, ""); unit != "" || err != nil {
+				serial = n
+				break
+			}
+		}
+	}
+	switch {
+	case err != nil:
+		return &ActionError{Kind: ActionFailed, Text: "the lots cannot be read", Err: err}
+	case unit != "":
+		return conflict("begin behind the numbers that units have", "serial number %s belongs to unit %s", serial, unit)
+	}
+	return nil
 }
 
 // covers reports whether the lot is made in the slot.
@@ -312,7 +395,7 @@ func (s *Station) OpenLot(ctx context.Context, by Person, r LotRequest) (LotView
 	if r.Serials.From == "" {
 		r.Serials.From = SerialsNone
 	}
-	job, err := s.checkLot(r)
+	job, err := s.checkLot(ctx, r)
 	if err != nil {
 		return LotView{}, err
 	}
@@ -339,7 +422,7 @@ func (s *Station) OpenLot(ctx context.Context, by Person, r LotRequest) (LotView
 	return s.lotView(l), nil
 }
 
-func (s *Station) checkLot(r LotRequest) (*provision.Job, error) {
+func (s *Station) checkLot(ctx context.Context, r LotRequest) (*provision.Job, error) {
 	if !lotName.MatchString(r.ID) {
 		return nil, invalid("write letters, digits and . _ / -, at most 64", "%q is no name for a lot", r.ID)
 	}
@@ -361,6 +444,9 @@ func (s *Station) checkLot(r LotRequest) (*provision.Job, error) {
 		if s.slot(name) == nil {
 			return nil, notFound("write the slots' names as the page shows them", "there is no slot %q", name)
 		}
+	}
+	if err := s.freeNumbers(ctx, r); err != nil {
+		return nil, err
 	}
 	if _, found, err := s.o.Views.Lot(r.ID); err != nil {
 		return nil, &ActionError{Kind: ActionFailed, Text: "the lots cannot be read", Err: err}

@@ -81,6 +81,7 @@ const nextOfBlocked = "check cable, fixture and hub, then clear the slot"
 
 // current is what a screen shows.
 func (sl *slot) current() SlotView {
+	open := sl.s.lotNamed(sl.spec.Name) // before mu: the station's lock comes first
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	v := sl.view
@@ -94,9 +95,7 @@ func (sl *slot) current() SlotView {
 		v.ElapsedMS = time.Since(sl.began).Milliseconds()
 	}
 	if v.Lot == "" {
-		if l := sl.s.lotNamed(sl.spec.Name); l != "" {
-			v.Lot = l
-		}
+		v.Lot = open
 	}
 	return v
 }
@@ -179,16 +178,19 @@ func (sl *slot) serveOnce(ctx context.Context) (ok bool) {
 func (sl *slot) occupied(ctx context.Context, a *Arrival) {
 	sl.rest(SlotReady, "", "")
 	wants := sl.spec.Start == StartPlug
+	defer sl.takeRequest() // what was asked for this board is not for the next one
+	var r *request         // that is being tried; kept while something stands in its way
 	for !taken(a) {
-		r := sl.takeRequest()
-		if r != nil {
-			wants = true
+		if asked := sl.takeRequest(); asked != nil {
+			r, wants = asked, true
 		}
 		if wants {
 			reason, next := sl.obstacle(r)
 			switch {
 			case reason == "":
-				wants = sl.runUnit(ctx, a, r)
+				if wants = sl.runUnit(ctx, a, r); !wants {
+					r = nil
+				}
 				if sl.isLeaving() {
 					sl.retire()
 				}
@@ -196,13 +198,14 @@ func (sl *slot) occupied(ctx context.Context, a *Arrival) {
 					return
 				}
 			case r != nil && sl.spec.Start != StartPlug:
-				wants = false // told the person; nothing waits for itself
-				sl.rest(SlotReady, reason, next)
+				if !sl.held() {
+					r, wants = nil, false // told the person; nothing waits for itself
+					sl.rest(SlotReady, reason, next)
+					break
+				}
+				sl.rest(SlotWaiting, reason, next) // begun before, and cut off by the keystore
 			default:
 				sl.rest(SlotWaiting, reason, next)
-				if r != nil {
-					sl.putBack(r)
-				}
 			}
 		}
 		select {
@@ -222,6 +225,13 @@ func taken(a *Arrival) bool {
 	default:
 		return false
 	}
+}
+
+// held reports whether the keystore cut off the run that is to be tried again.
+func (sl *slot) held() bool {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	return sl.outages > 0
 }
 
 func (sl *slot) isLeaving() bool {
@@ -255,9 +265,9 @@ func (sl *slot) obstacle(r *request) (reason, next string) {
 	switch {
 	case l == nil:
 		return "no lot is open", "open a lot for this slot"
-	case l.job == nil:
+	case l.product() == nil:
 		return fmt.Sprintf("recipe %s of lot %s is not here as it was", l.entry.Recipe, l.entry.Lot), "bring it back and reload, or close the lot"
-	case l.job.Recipe.ClosesForever() && !l.entry.Forever:
+	case l.product().Recipe.ClosesForever() && !l.entry.Forever:
 		return "nobody agreed that units close for ever", "open a lot that says so"
 	case l.entry.Serials.From == SerialsScan && (r == nil || r.serial == ""):
 		return "a serial number is wanted", "scan the unit's label"
@@ -267,7 +277,7 @@ func (sl *slot) obstacle(r *request) (reason, next string) {
 	sl.mu.Lock()
 	wait := time.Until(sl.until)
 	sl.mu.Unlock()
-	if wait > 0 && r == nil {
+	if wait > 0 {
 		return CondKeystore + ": it was not there for this unit", fmt.Sprintf("the slot tries again in %d s", int(wait.Seconds())+1)
 	}
 	if c, bad := sl.s.conds.Blocking(); bad {
@@ -295,6 +305,16 @@ func (sl *slot) runUnit(ctx context.Context, a *Arrival, r *request) (again bool
 	run, stop := context.WithTimeoutCause(run, sl.s.o.UnitTimeout, errTooLong)
 	defer stop()
 	sl.begin(cancel, l)
+	defer func() {
+		if p := recover(); p != nil { // serveOnce tells of it; the lot must not lose the place
+			sl.mu.Lock()
+			unit := sl.view.Unit
+			sl.cancel = nil
+			sl.mu.Unlock()
+			l.settle(unit, sl.view.Step != "")
+			panic(p)
+		}
+	}()
 	res := sl.provision(run, a, l, r, by)
 	if cause := context.Cause(run); res.Cause == provision.CauseCancelled && cause != nil && ctx.Err() == nil {
 		res.Reason = cause.Error()
@@ -348,8 +368,8 @@ func (sl *slot) provision(ctx context.Context, a *Arrival, l *lot, r *request, b
 	}
 	e := &provision.Engine{
 		Store: o.Store, Journal: o.Journal, Station: o.Name, Slot: sl.spec.Name, Operator: by.Name, Lot: l.entry.Lot, Tool: o.Tool, Trace: o.Trace,
-		Admit: func(_ context.Context, unit chip.MAC) (provision.Admission, error) {
-			adm, err := l.admit(unit, scanned)
+		Admit: func(ctx context.Context, unit chip.MAC) (provision.Admission, error) {
+			adm, err := sl.s.admit(ctx, l, unit, scanned)
 			if err == nil {
 				sl.change(func(v *SlotView) { v.Serial = adm.Serial })
 			}
@@ -357,7 +377,7 @@ func (sl *slot) provision(ctx context.Context, a *Arrival, l *lot, r *request, b
 		},
 		Observe: sl.observe,
 	}
-	res := e.Run(ctx, provision.Line{Port: p, Reset: reset, Serial: scanned, MaxBaud: sl.spec.MaxBaud}, l.job)
+	res := e.Run(ctx, provision.Line{Port: p, Reset: reset, Serial: scanned, MaxBaud: sl.spec.MaxBaud}, l.product())
 	if o.Hooks != nil {
 		own, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
@@ -574,8 +594,14 @@ func (s *Station) StartUnit(_ context.Context, by Person, name, serial string) e
 		return conflict(next, "slot %s cannot start: %s", name, reason)
 	}
 	sl.mu.Lock()
-	sl.request = r
+	asked := sl.request != nil
+	if !asked {
+		sl.request = r
+	}
 	sl.mu.Unlock()
+	if asked {
+		return conflict("wait for its end", "slot %s was told to start already", name)
+	}
 	sl.wake()
 	return nil
 }
@@ -613,7 +639,7 @@ func (s *Station) ClearSlot(ctx context.Context, by Person, name, note string) e
 	if _, err := s.append(ctx, journal.KindOperator, name, views.StepSlotCleared, map[string]any{"operator": by.Name, "note": note}); err != nil {
 		return err
 	}
-	if sl.spec.Start == StartPlug {
+	if sl.spec.Start == StartPlug && sl.state() == SlotBlocked {
 		sl.putBack(&request{by: by})
 	}
 	sl.change(func(v *SlotView) {

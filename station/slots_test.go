@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/station"
@@ -67,7 +68,7 @@ func TestKeystoreOutage(t *testing.T) {
 		}
 		two.in(b)
 		r.awaitState("2", station.SlotWaiting)
-		if b.Changes() != 0 && b.Burns() != 0 {
+		if b.Burns() != 0 {
 			t.Error("a unit was begun while the keystore was away")
 		}
 		if c, bad := r.Conditions().Blocking(); !bad || c.Name != station.CondKeystore {
@@ -152,7 +153,7 @@ func TestSlotQuarantine(t *testing.T) {
 		good := newBoard(t, "esp32c3", "")
 		h.in(good)
 		time.Sleep(time.Minute)
-		if v := r.slot("1"); v.State != station.SlotBlocked || good.Changes() != 0 && good.Burns() != 0 {
+		if v := r.slot("1"); v.State != station.SlotBlocked || good.Burns() != 0 {
 			t.Fatalf("%+v", v)
 		}
 		if err := r.StartUnit(t.Context(), ann, "1", ""); err == nil {
@@ -423,3 +424,48 @@ func (stuckJig) Before(ctx context.Context, u station.UnitStart) error {
 }
 
 func (stuckJig) After(context.Context, station.UnitStart, *provision.Result) error { return nil }
+
+// damaged is a keystore in which one unit's record is damaged.
+type damaged struct {
+	keystore.Store
+	unit string
+}
+
+func (d *damaged) List(ctx context.Context, unit chip.MAC) ([]keystore.Meta, error) {
+	if unit.String() == d.unit {
+		return nil, fmt.Errorf("%w: a state that may not follow", keystore.ErrDamaged)
+	}
+	return d.Store.List(ctx, unit)
+}
+
+// TestOneBadRecord: what the keystore says of one unit ends that unit's run, once.
+// The station works on.
+func TestOneBadRecord(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		f := newFactory(t, product(t, "esp32c3", "hybrid"))
+		defer f.close()
+		bad, good := newBoard(t, "esp32c3", ""), newBoard(t, "esp32c3", "")
+		one, two := newHand(), newHand()
+		r := f.start(station.Options{Store: &damaged{f.store, bad.MAC().String()}, Slots: []station.Spec{
+			{Name: "1", Start: station.StartPlug, Fixture: one}, {Name: "2", Start: station.StartPlug, Fixture: two},
+		}})
+		defer r.stop()
+		if _, err := r.OpenLot(t.Context(), ann, station.LotRequest{ID: "L1", Recipe: "esp32c3-hybrid", Quantity: 9}); err != nil {
+			t.Fatal(err)
+		}
+		one.in(bad)
+		if v := r.awaitState("1", station.SlotError); !strings.Contains(v.Reason, "damaged") || v.Failures != 0 {
+			t.Errorf("%+v", v)
+		}
+		two.in(good)
+		r.awaitState("2", station.SlotPass)
+		size, _ := f.jrn.Head()
+		time.Sleep(10 * time.Minute)
+		if now, _ := f.jrn.Head(); now != size {
+			t.Errorf("%d entries were added while nothing happened", now-size)
+		}
+		if c, bad := r.Conditions().Blocking(); bad {
+			t.Errorf("%+v", c)
+		}
+	})
+}

@@ -137,7 +137,7 @@ type Station struct {
 	slotList []*slot
 	jobMap   map[string]*provision.Job
 	lots     []*lot
-	shift    Person // who answers for units that start by themselves
+	shift    []Person // who is logged in; the last answers for units that start by themselves
 	skipped  []PortView
 	stopping bool
 	today    Yield
@@ -220,7 +220,7 @@ func (s *Station) restoreLots() error {
 func (s *Station) checkLots() {
 	var lost []string
 	for _, l := range s.openLots() {
-		if l.job == nil {
+		if l.product() == nil {
 			lost = append(lost, fmt.Sprintf("%s (recipe %s revision %d)", l.entry.Lot, l.entry.Recipe, l.entry.RecipeRevision))
 		}
 	}
@@ -241,8 +241,10 @@ func (s *Station) SetJobs(jobs []*provision.Job) {
 	s.mu.Lock()
 	s.jobMap = m
 	for _, l := range s.lots {
-		if j := m[l.entry.Recipe]; l.job == nil && j != nil && j.Hash().String() == l.entry.JobSHA256 {
+		if j := m[l.entry.Recipe]; l.product() == nil && j != nil && j.Hash().String() == l.entry.JobSHA256 {
+			l.mu.Lock()
 			l.job = j
+			l.mu.Unlock()
 		}
 	}
 	s.mu.Unlock()
@@ -304,6 +306,14 @@ func (s *Station) startSlot(sl *slot) {
 // Configure puts new slots in and takes old ones out. A slot that stays as it was
 // is not touched; one that changed ends its unit first.
 func (s *Station) Configure(specs []Spec) {
+	blocked := s.blocked()
+	var leaving []*slot
+	defer func() { // after the station's lock is free again
+		for _, sl := range leaving {
+			sl.leave()
+		}
+		s.look("")
+	}()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := map[string]*slot{}
@@ -319,9 +329,15 @@ func (s *Station) Configure(specs []Spec) {
 			continue
 		}
 		next := newSlot(s, spec)
-		if sl != nil {
+		if sl == nil {
+			sl = samePort(s.slotList, specs, spec)
+		}
+		if sl != nil && sl.retire != nil { // it was started
 			next.after = sl // its unit ends first
-			sl.leave()
+			leaving = append(leaving, sl)
+		}
+		if reason, ok := blocked[spec.Name]; ok {
+			next.block(reason)
 		}
 		if s.run != nil {
 			s.startSlot(next)
@@ -329,10 +345,35 @@ func (s *Station) Configure(specs []Spec) {
 		list = append(list, next)
 	}
 	for _, gone := range old {
-		gone.leave()
+		leaving = append(leaving, gone)
 	}
 	s.slotList = list
-	s.hub.changed("")
+}
+
+// blocked are the slots that are set aside, by what the journal says.
+func (s *Station) blocked() map[string]string {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := s.o.Views.CatchUp(ctx)
+	var out map[string]string
+	if err == nil {
+		out, err = s.o.Views.Blocked()
+	}
+	if err != nil {
+		s.o.Log.Error("blocked slots", zap.Error(err))
+	}
+	return out
+}
+
+// samePort is a slot of another name that gives its port up to a new one.
+func samePort(old []*slot, now []Spec, spec Spec) *slot {
+	for _, sl := range old {
+		stays := slices.ContainsFunc(now, func(n Spec) bool { return n.Name == sl.spec.Name && n.Port == sl.spec.Port })
+		if sl.spec.Port == spec.Port && !stays {
+			return sl
+		}
+	}
+	return nil
 }
 
 func (s Spec) same(o Spec) bool {
@@ -481,12 +522,13 @@ func (s *Station) Record(ctx context.Context, by Person, step string, body map[s
 	if _, err := s.append(ctx, journal.KindOperator, "", step, b); err != nil {
 		return err
 	}
+	same := func(p Person) bool { return p.Name == by.Name }
 	s.mu.Lock()
 	switch {
 	case step == "login" && by.Role != "auditor":
-		s.shift = by
-	case step == "logout" && s.shift.Name == by.Name:
-		s.shift = Person{}
+		s.shift = append(slices.DeleteFunc(s.shift, same), by)
+	case step == "logout":
+		s.shift = slices.DeleteFunc(s.shift, same)
 	}
 	s.mu.Unlock()
 	s.wakeAll()
@@ -497,7 +539,10 @@ func (s *Station) Record(ctx context.Context, by Person, step string, body map[s
 func (s *Station) onShift() Person {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.shift
+	if len(s.shift) == 0 {
+		return Person{}
+	}
+	return s.shift[len(s.shift)-1]
 }
 
 func (s *Station) append(ctx context.Context, kind journal.Kind, slot, step string, body any) (journal.Entry, error) {

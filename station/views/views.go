@@ -143,8 +143,9 @@ func Open(path string, jrn Journal, place *time.Location) (*Views, error) {
 var errOther = errors.New("views: the file is of another journal or format")
 
 func open(path string, jrn Journal, place *time.Location) (*Views, error) {
-	// It can be made again, so it need not survive a power cut: no sync.
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, NoSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
+	// It can be made again. It is synced all the same: bbolt panics over a torn page,
+	// at every start.
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
 	switch {
 	case err == nil:
 	case errors.Is(err, bbolt.ErrTimeout):
@@ -442,6 +443,68 @@ func seekBefore(c *bbolt.Cursor, key []byte) []byte {
 	}
 	k, _ := c.Prev()
 	return k
+}
+
+// Holder is a unit that was begun with a serial number, other than the given one;
+// "" if there is none.
+func (v *Views) Holder(serial, but string) (unit string, err error) {
+	err = v.db.View(func(tx *bbolt.Tx) error {
+		runs, prefix := tx.Bucket(bucketRuns), pair(serial, "")
+		c := tx.Bucket(bucketUnits).Cursor()
+		for k, _ := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, _ = c.Next() {
+			if len(k) != len(prefix)+8 {
+				continue
+			}
+			r, begun, err := begunRun(runs, k[len(prefix):])
+			if err != nil {
+				return err
+			}
+			if begun && r.Serial == serial && r.Unit != but {
+				unit = r.Unit
+			}
+		}
+		return nil
+	})
+	return unit, err
+}
+
+// begunRun is a run, and whether anything was done to its unit.
+func begunRun(runs *bbolt.Bucket, at []byte) (r Run, begun bool, err error) {
+	if err := json.Unmarshal(runs.Get(at), &r); err != nil {
+		return r, false, fmt.Errorf("views: %w", err)
+	}
+	return r, r.Unit != "" && r.Cause != provision.CauseRefused, nil
+}
+
+// FirstBetween is the first serial number from one to another that a begun unit
+// has, "" if there is none. Both have the same length, and so have all between.
+func (v *Views) FirstBetween(from, to string) (serial, unit string, err error) {
+	err = v.db.View(func(tx *bbolt.Tx) error {
+		runs := tx.Bucket(bucketRuns)
+		c := tx.Bucket(bucketUnits).Cursor()
+		for k, _ := c.Seek([]byte(from)); k != nil; k, _ = c.Next() {
+			if len(k) < 9 || k[len(k)-9] != 0 {
+				continue
+			}
+			name, at := string(k[:len(k)-9]), k[len(k)-8:]
+			if name > to {
+				return nil
+			}
+			if len(name) != len(to) {
+				continue
+			}
+			r, begun, err := begunRun(runs, at)
+			if err != nil {
+				return err
+			}
+			if begun && r.Serial == name {
+				serial, unit = name, r.Unit
+				return nil
+			}
+		}
+		return nil
+	})
+	return serial, unit, err
 }
 
 // Lots gives lots, the one that was opened last first. Limit 0 gives all.
