@@ -21,7 +21,8 @@
 //     takes the same time for a journal of any length. Verify checks everything.
 //   - A changed, missing, added or moved entry is found by Verify, with its index.
 //     What somebody who may write all files, and has no key, can do unnoticed is
-//     to cut off what no checkpoint elsewhere vouches for.
+//     to change or cut off what is behind the last checkpoint, and to cut off what
+//     no checkpoint elsewhere vouches for.
 //   - Nothing is created, mended or cut silently. Only the index by unit and the
 //     copy are brought up to the entries, and Info says so.
 //
