@@ -523,14 +523,12 @@ func (l *lot) view(y Yield) LotView {
 	}
 }
 
-// lotView is an open lot with its yield. A yield that cannot be read is left out:
-// the page shows the condition.
+// lotView is an open lot with its yield, as it was counted last.
 func (s *Station) lotView(l *lot) LotView {
-	members, err := s.o.Views.Members(l.entry.Lot)
-	if err != nil {
-		return l.view(Yield{})
-	}
-	return l.view(views.Count(members, s.o.Simulated))
+	s.mu.Lock()
+	y := s.yields[l.entry.Lot]
+	s.mu.Unlock()
+	return l.view(y)
 }
 
 func (s *Station) openLots() []*lot {

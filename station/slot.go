@@ -487,6 +487,10 @@ func (sl *slot) settle(ctx context.Context, a *Arrival, l *lot, res *provision.R
 	})
 	sl.s.o.Log.Info("unit", zap.String("slot", sl.spec.Name), zap.String("unit", res.Unit), zap.String("verdict", string(res.Verdict)),
 		zap.String("cause", string(res.Cause)), zap.String("reason", res.Reason))
+	select {
+	case sl.s.recount <- struct{}{}:
+	default:
+	}
 	if sl.s.o.OnResult != nil {
 		sl.s.o.OnResult(sl.spec.Name, res)
 	}

@@ -141,7 +141,10 @@ type Station struct {
 	skipped  []PortView
 	stopping bool
 	today    Yield
+	yields   map[string]Yield  // of the open lots
 	selected map[string]string // person → slot that was scanned
+
+	recount chan struct{} // holds one: a run has ended
 
 	workers sync.WaitGroup
 	run     context.Context // of Run; nil before
@@ -165,7 +168,7 @@ func New(ctx context.Context, o Options) (*Station, error) {
 	if o.KeystoreEvery == 0 {
 		o.KeystoreEvery = 15 * time.Second
 	}
-	s := &Station{o: o, conds: o.Conditions, since: time.Now(), selected: map[string]string{}}
+	s := &Station{o: o, conds: o.Conditions, since: time.Now(), selected: map[string]string{}, recount: make(chan struct{}, 1)}
 	s.conds.changed = func() { s.look(""); s.wakeAll() }
 	s.SetJobs(o.Jobs)
 	// No run that the journal has no end of is still in work.
@@ -189,6 +192,7 @@ func New(ctx context.Context, o Options) (*Station, error) {
 		}
 		s.slotList = append(s.slotList, sl)
 	}
+	s.count(ctx)
 	return s, nil
 }
 
@@ -618,7 +622,15 @@ func (s *Station) watchDay(ctx context.Context) {
 	last := time.Now()
 	for {
 		s.count(ctx)
-		if !sleep(ctx, clockEvery) {
+		t := time.NewTimer(clockEvery)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		case <-s.recount:
+			sleep(ctx, countPause) // what ends together is counted together
+		}
+		t.Stop()
+		if ctx.Err() != nil {
 			return
 		}
 		now := time.Now()
@@ -639,6 +651,7 @@ func (s *Station) watchDay(ctx context.Context) {
 
 const (
 	clockEvery = 5 * time.Second
+	countPause = 300 * time.Millisecond
 	clockJump  = 2 * time.Second
 	clockShown = 10 * time.Minute // how long a jump stays on the screen
 )
@@ -667,9 +680,18 @@ func (s *Station) count(ctx context.Context) {
 	}
 	s.conds.Good(CondViews)
 	y := views.Count(units, s.o.Simulated)
+	yields := map[string]Yield{}
+	for _, l := range s.openLots() {
+		members, err := s.o.Views.Members(l.entry.Lot)
+		if err != nil {
+			s.conds.Warn(CondViews, "the yield of lot "+l.entry.Lot+" cannot be read: "+err.Error(), "stop the station, remove the views file and start again")
+			continue
+		}
+		yields[l.entry.Lot] = views.Count(members, s.o.Simulated)
+	}
 	s.mu.Lock()
-	changed := s.today != y
-	s.today = y
+	changed := s.today != y || !maps.Equal(s.yields, yields)
+	s.today, s.yields = y, yields
 	s.mu.Unlock()
 	if changed {
 		s.look("")

@@ -18,6 +18,7 @@ import (
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/rom"
+	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/escrow"
 	"github.com/provisiond/provisiond/provision"
@@ -252,6 +253,11 @@ func (d *daemon) slots(cfg *config.File) ([]discover.Slot, error) {
 	slots, err := discover.LoadPorts(cfg.Ports, now)
 	if err != nil {
 		return nil, &usageError{err}
+	}
+	if cfg.Simulated != nil {
+		if _, err := espsim.ParseFaults(cfg.Simulated.Faults); err != nil {
+			return nil, usage("%s: simulated.faults: %w", d.path, err)
+		}
 	}
 	if len(slots) == 0 {
 		return nil, usage("%s holds no slot: write one file for each, or one for all (docs/station.md)", cfg.Ports)

@@ -16,7 +16,7 @@ func (d *daemon) server() (*web.Server, error) {
 	if f := d.cfg.Web.Tokens; f != "" {
 		var err error
 		if o.Tokens, err = web.LoadTokens(d.cfg.Resolve(f)); err != nil {
-			return nil, &usageError{err}
+			return nil, usage("%s: web.tokens: %w", d.path, err)
 		}
 	}
 	o.Config.TLS.Certificate = d.cfg.Resolve(o.Config.TLS.Certificate)
