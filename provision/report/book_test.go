@@ -76,6 +76,9 @@ type run struct {
 	stop     string // the last step; empty: proof
 	recipe   string
 	key      byte // makes another key
+	escrow   bool // the keystore is away at custody
+	// noCustody: the run goes on behind custody.
+	noCustody bool
 }
 
 func mac(n int) chip.MAC {
@@ -142,6 +145,10 @@ func (b *book) run(r run) {
 	start := b.now
 	sum := strings.Repeat("ab", 32)
 	fp := fingerprint(r.mac, r.key)
+	ref := "local:x/" + r.mac.String()
+	if r.escrow {
+		ref = "escrow:x/" + r.mac.String()
+	}
 	steps := []struct {
 		name     string
 		intent   map[string]any
@@ -156,7 +163,7 @@ func (b *book) run(r run) {
 		{"plan", map[string]any{"recipe": r.recipe, "recipe_revision": 3, "profile": "release"}, map[string]any{"plan_sha256": sum, "table_sha256": sum, "bits": 15, "continues": false}},
 		{"flash", map[string]any{"baud": 921600}, map[string]any{"baud": 921600, "bytes": 43424}},
 		{"verify-flash", map[string]any{"regions": 1}, map[string]any{"regions": []Image{{Name: "bootloader", Offset: 0, Length: 6224, Encrypted: true, MD5: strings.Repeat("cd", 16), PlaintextSHA256: sum, CiphertextSHA256: sum}}}},
-		{"custody", map[string]any{"key_fingerprint": fp}, map[string]any{"key_fingerprint": fp, "key_ref": "local:x/" + r.mac.String(), "key_version": 1, "store": "x"}},
+		{"custody", map[string]any{"key_fingerprint": fp}, map[string]any{"key_fingerprint": fp, "key_ref": ref, "key_version": 1, "store": "x"}},
 		{"burn-key", map[string]any{"key_fingerprint": fp, "block": "KEY0", "plan_sha256": sum}, map[string]any{"report": map[string]any{"stage": "burn-key"}}},
 		{"boot-check", map[string]any{"expect": "running"}, map[string]any{"text": "ESP-ROM:esp32c3\napp running\n", "text_hex": "00"}},
 		{"close", map[string]any{"fuse": "ENABLE_SECURITY_DOWNLOAD"}, map[string]any{"closing": provision.Closing{Fuse: "ENABLE_SECURITY_DOWNLOAD", Evidence: "security-flags", Raw: "8404"}}},
@@ -166,6 +173,9 @@ func (b *book) run(r run) {
 	var known chip.MAC
 	jobKnown := ""
 	for _, s := range steps {
+		if s.name == "custody" && r.noCustody {
+			continue
+		}
 		s.intent["operator"], s.observed["operator"] = r.operator, r.operator
 		b.add(r.slot, known, jobKnown, s.name, journal.KindIntent, s.intent)
 		burning = burning || s.name == "burn-key"

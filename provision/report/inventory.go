@@ -11,6 +11,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/provisiond/provisiond/esp/chip"
@@ -31,6 +32,7 @@ type (
 		State       keystore.StateKind
 		Created     time.Time // by the clock of the station that made the key
 		Newest      time.Time // of record and states, by the store's clock
+		Stored      time.Time // when the store took the record, by its clock; zero (year 1) if it does not tell
 		Station     string
 		Job         string
 	}
@@ -40,6 +42,7 @@ type (
 		Unit        chip.MAC
 		Fingerprint keystore.Fingerprint
 		Burned      time.Time // when the intent to burn was written; zero (year 1) if there was none
+		Escrow      bool      // custody was in the station's escrow: a custodian brought it to the store later
 		Verdict     string    // of the last attempt that counts; empty if it was cut off
 		Passes      int       // verdicts PASS without a rework before them
 		Station     string
@@ -67,6 +70,8 @@ func (k KeyLine) Append(b []byte) []byte {
 	b = text(b, "source", "keystore")
 	b = text(b, "state", stateName(k.State))
 	b = text(b, "station", k.Station)
+	b = append(b, `,"stored":`...)
+	b = canon.AppendTime(b, k.Stored)
 	b = text(b, "unit", k.Unit.String())
 	return append(b, "}\n"...)
 }
@@ -76,6 +81,7 @@ func (u UnitLine) Append(b []byte) []byte {
 	b = append(b, `{"burned":`...)
 	b = canon.AppendTime(b, u.Burned)
 	b = number(b, "entry", u.Entry)
+	b = strconv.AppendBool(append(b, `,"escrow":`...), u.Escrow)
 	b = text(b, "fingerprint", u.Fingerprint.String())
 	b = text(b, "job", u.Job)
 	b = number(b, "passes", uint64(u.Passes))
@@ -156,6 +162,8 @@ func parseKeyLine(in *canon.Reader) (k KeyLine, err error) {
 	k.State = state
 	in.Field(false, "station")
 	k.Station = in.String("station")
+	in.Field(false, "stored")
+	k.Stored = in.Time("stored")
 	k.Unit = readUnit(in)
 	return k, in.End()
 }
@@ -165,6 +173,8 @@ func parseUnitLine(in *canon.Reader) (u UnitLine, err error) {
 	u.Burned = in.Time("burned")
 	in.Field(false, "entry")
 	u.Entry = in.Uint("entry", canon.MaxInt)
+	in.Field(false, "escrow")
+	u.Escrow = in.Bool("escrow")
 	u.Fingerprint = readFingerprint(in)
 	in.Field(false, "job")
 	u.Job = in.String("job")
@@ -274,7 +284,7 @@ func KeystoreLines(ctx context.Context, store keystore.Store, show func(KeyLine)
 
 func keyLine(m keystore.Meta) KeyLine {
 	k := KeyLine{
-		Unit: m.Unit, Fingerprint: m.Fingerprint, State: m.Current(), Created: m.Created, Newest: m.Receipt.Time, Station: m.Station, Job: m.Job,
+		Unit: m.Unit, Fingerprint: m.Fingerprint, State: m.Current(), Created: m.Created, Newest: m.Receipt.Time, Stored: m.Receipt.Time, Station: m.Station, Job: m.Job,
 	}
 	if m.Superseded() {
 		k.State = keystore.Superseded
@@ -424,15 +434,22 @@ func (j *journalLines) take(a *Attempt) error {
 	if l.Fingerprint, err = keystore.ParseFingerprint(fp); err != nil {
 		return fmt.Errorf("journal entry %d: %w", l.Entry, err)
 	}
+	l.Escrow = a.KeyFingerprint == fp && strings.HasPrefix(a.KeyRef, escrowRef)
 	i := slices.IndexFunc(u.lines, func(o UnitLine) bool { return o.Fingerprint == l.Fingerprint })
 	switch {
 	case i < 0:
 		u.lines = append(u.lines, l)
 	case u.lines[i].Burned.IsZero():
+		if a.KeyRef == "" { // custody was in an attempt before
+			l.Escrow = u.lines[i].Escrow
+		}
 		u.lines[i] = l
 	}
 	return nil
 }
+
+// escrowRef begins the key_ref of custody in an escrow (keystore/escrow.RefPrefix).
+const escrowRef = "escrow:"
 
 // journalID reads entry 0's payload.
 func journalID(payload []byte) (string, error) {

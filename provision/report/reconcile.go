@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"slices"
 	"time"
 
@@ -90,7 +91,26 @@ type keyRow struct {
 	fp      keystore.Fingerprint
 	created int64 // ns since 1970
 	newest  int64
+	lag     int32 // s from created to when the store took it; noStoreTime
 	state   uint8 // index in stateKinds
+}
+
+// noStoreTime: the store does not tell when it took a record.
+const noStoreTime = math.MinInt32
+
+// lag of the store's time, which is of another clock. It takes 4 bytes where the
+// time itself takes 8.
+func lag(l KeyLine) int32 {
+	if l.Stored.IsZero() {
+		return noStoreTime
+	}
+	s := int64(math.Floor(l.Stored.Sub(l.Created).Seconds()))
+	return int32(min(max(s, noStoreTime+1), math.MaxInt32))
+}
+
+// stored is when the store took the record, in ns since 1970.
+func (k keyRow) stored() (ns int64, ok bool) {
+	return k.created + int64(k.lag)*int64(time.Second), k.lag != noStoreTime
 }
 
 type unitRow struct {
@@ -102,6 +122,7 @@ type unitRow struct {
 	passes  uint16
 	journal uint16
 	verdict uint8 // index in verdicts
+	escrow  bool
 }
 
 var (
@@ -134,7 +155,7 @@ func (r *Reconciler) AddKey(l KeyLine) error {
 		return err
 	}
 	r.keys.add(keyRow{
-		unit: l.Unit, station: st, fp: l.Fingerprint, created: l.Created.UnixNano(), newest: l.Newest.UnixNano(),
+		unit: l.Unit, station: st, fp: l.Fingerprint, created: l.Created.UnixNano(), newest: l.Newest.UnixNano(), lag: lag(l),
 		state: uint8(max(0, slices.Index(stateKinds, l.State))),
 	})
 	return nil
@@ -147,7 +168,7 @@ func (r *Reconciler) AddUnit(l UnitLine) error {
 		return err
 	}
 	row := unitRow{
-		unit: l.Unit, station: st, fp: l.Fingerprint, entry: l.Entry, passes: uint16(l.Passes), journal: r.journal,
+		unit: l.Unit, station: st, fp: l.Fingerprint, entry: l.Entry, passes: uint16(l.Passes), journal: r.journal, escrow: l.Escrow,
 		verdict: uint8(max(0, slices.Index(verdicts, provision.Verdict(l.Verdict)))),
 	}
 	if !l.Burned.IsZero() {
@@ -311,7 +332,13 @@ func (r *Reconciler) burned(u unitRow, units []unitRow, keys []keyRow) {
 		return
 	}
 	k := keys[i]
-	if u.burned != 0 && k.created > u.burned {
+	// What the station says of the record's time it says of itself, so the store's
+	// counts where there is one. Of a drained record it is the custodian's.
+	switch stored, ok := k.stored(); {
+	case u.burned == 0, ok && u.escrow:
+	case ok && stored > u.burned+int64(clockSkew):
+		r.ofUnit(RecordAfterBurn, u, "the keystore took the record at %s, after the burn at %s", nano(stored), nano(u.burned))
+	case !ok && k.created > u.burned:
 		r.ofUnit(RecordAfterBurn, u, "the record was made at %s, after the burn at %s", nano(k.created), nano(u.burned))
 	}
 	last := !slices.ContainsFunc(units, func(o unitRow) bool { return o.fp != u.fp && o.burned > u.burned })
@@ -326,8 +353,10 @@ func (r *Reconciler) burned(u unitRow, units []unitRow, keys []keyRow) {
 // record compares a record with what journals tell of its unit.
 func (r *Reconciler) record(k keyRow, units []unitRow) {
 	if head, ok := r.heads[k.station]; ok {
-		// The record's own time is the station's clock, the states' is the store's.
-		if end := head.UnixNano(); k.created > end || k.newest > end+int64(clockSkew) {
+		// The record's own time is the station's clock, the states' is the store's; of a
+		// drained record it is when the custodian told them.
+		drained := slices.ContainsFunc(units, func(u unitRow) bool { return u.fp == k.fp && u.escrow })
+		if end := head.UnixNano(); k.created > end || !drained && k.newest > end+int64(clockSkew) {
 			r.ofKey(JournalCut, k, "the journal of station %s ends at %s, and the keystore knows of %s there", r.stations[k.station], nano(end), nano(max(k.created, k.newest)))
 		}
 	}

@@ -145,8 +145,40 @@ func TestReconcile(t *testing.T) {
 		"shared fingerprint": {func(w *world) { w.keys[1].Fingerprint = w.keys[0].Fingerprint }, map[FindingKind]int{SharedFingerprint: 1, FingerprintDiffers: 1}, "have the same key"},
 		"other fingerprint":  {func(w *world) { w.keys[0].Fingerprint[5] ^= 1 }, map[FindingKind]int{FingerprintDiffers: 1}, "has another one"},
 		"late record":        {func(w *world) { w.keys[0].Created = w.keys[0].Created.Add(4 * time.Second) }, map[FindingKind]int{RecordAfterBurn: 1}, "after the burn"},
-		"passed twice":       {func(w *world) { w.a.run(run{mac: mac(1), verdict: provision.Pass}) }, map[FindingKind]int{ProvisionedTwice: 1}, "2 times"},
-		"on two stations":    {func(w *world) { w.b.run(run{mac: mac(1), verdict: provision.Pass}) }, map[FindingKind]int{ProvisionedTwice: 1}, "2 times"},
+		"stored late":        {func(w *world) { w.keys[0].Stored = w.keys[0].Created.Add(10 * time.Minute) }, map[FindingKind]int{RecordAfterBurn: 1}, "the keystore took the record at"},
+		"stored a day late, made before": {func(w *world) {
+			w.keys[0].Created, w.keys[0].Stored = w.keys[0].Created.Add(-24*time.Hour), w.keys[0].Created.Add(24*time.Hour)
+		}, map[FindingKind]int{RecordAfterBurn: 1}, "after the burn at"},
+		"stored by a clock that is ahead": {func(w *world) { w.keys[0].Stored = w.keys[0].Created.Add(4 * time.Minute) }, nil, ""},
+		"the store knows better than the station": {func(w *world) {
+			w.keys[0].Stored, w.keys[0].Created = w.keys[0].Created, w.keys[0].Created.Add(4*time.Second)
+		}, nil, ""},
+		"drained from the escrow": {func(w *world) {
+			at := w.a.now
+			w.a.run(run{mac: mac(9), verdict: provision.Pass, escrow: true})
+			w.record(w.a, mac(9), 0, keystore.InSilicon, at)
+			k := &w.keys[len(w.keys)-1]
+			k.Stored, k.Newest = at.Add(20*time.Hour), at.Add(20*time.Hour)
+		}, nil, ""},
+		"drained, and burned by a run that took no custody": {func(w *world) {
+			at := w.a.now
+			w.a.run(run{mac: mac(9), escrow: true, stop: "custody", verdict: provision.Error, cause: provision.CauseStation, reason: "x"})
+			i := len(w.a.entries) - 2 // custody was done, and what failed was behind it
+			w.a.entries[i].Payload = bytes.Replace(w.a.entries[i].Payload, []byte(`"failed"`), []byte(`"done"`), 1)
+			w.a.run(run{mac: mac(9), verdict: provision.Pass, noCustody: true})
+			w.record(w.a, mac(9), 0, keystore.InSilicon, at)
+			k := &w.keys[len(w.keys)-1]
+			k.Stored, k.Newest = at.Add(20*time.Hour), at.Add(20*time.Hour)
+		}, nil, ""},
+		"stored as late without an escrow": {func(w *world) {
+			at := w.a.now
+			w.a.run(run{mac: mac(9), verdict: provision.Pass})
+			w.record(w.a, mac(9), 0, keystore.InSilicon, at)
+			k := &w.keys[len(w.keys)-1]
+			k.Stored, k.Newest = at.Add(20*time.Hour), at.Add(20*time.Hour)
+		}, map[FindingKind]int{RecordAfterBurn: 1, JournalCut: 1}, "the keystore took the record at"},
+		"passed twice":    {func(w *world) { w.a.run(run{mac: mac(1), verdict: provision.Pass}) }, map[FindingKind]int{ProvisionedTwice: 1}, "2 times"},
+		"on two stations": {func(w *world) { w.b.run(run{mac: mac(1), verdict: provision.Pass}) }, map[FindingKind]int{ProvisionedTwice: 1}, "2 times"},
 		"two records": {func(w *world) {
 			w.record(w.a, mac(1), 1, keystore.Stored, w.a.now.Add(-time.Minute))
 		}, map[FindingKind]int{ProvisionedTwice: 1}, "2 records"},
@@ -240,7 +272,7 @@ func TestKeystoreLines(t *testing.T) {
 	var units []string
 	show := func(k KeyLine) error {
 		units = append(units, k.Unit.String())
-		if k.State != keystore.InSilicon || !k.Newest.Equal(k.Created.Add(time.Second)) {
+		if k.State != keystore.InSilicon || !k.Stored.Equal(time.Unix(100, 0)) || !k.Newest.Equal(k.Created.Add(time.Second)) {
 			t.Errorf("%+v", k)
 		}
 		return nil
@@ -316,9 +348,11 @@ func TestInventoryErrors(t *testing.T) {
 func FuzzParseLine(f *testing.F) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	for _, l := range []interface{ Append([]byte) []byte }{
-		KeyLine{Unit: mac(1), State: keystore.InSilicon, Created: at, Newest: at, Station: "a\"b", Job: "ü"},
+		KeyLine{Unit: mac(1), State: keystore.InSilicon, Created: at, Newest: at, Stored: at, Station: "a\"b", Job: "ü"},
+		KeyLine{Unit: mac(1), Created: at, Newest: at},
 		UnitLine{Unit: mac(2), Burned: at, Entry: 7, Passes: 1, Station: "x", Verdict: "PASS"},
 		UnitLine{Unit: mac(2)},
+		UnitLine{Unit: mac(2), Escrow: true},
 		HeadLine{Journal: "00", Station: "x", Entries: 3, Last: at},
 	} {
 		f.Add(bytes.TrimSuffix(l.Append(nil), []byte("\n")))
@@ -347,7 +381,7 @@ func writeInventories(t testing.TB, n int, keys, units io.Writer) {
 	var b []byte
 	for i := range n {
 		m := mac(i * 7919 % n) // a prime: another order than the journal's
-		k := KeyLine{Unit: m, Fingerprint: fp(i * 7919 % n), State: keystore.InSilicon, Created: at, Newest: at, Station: "line-1", Job: "0011223344556677"}
+		k := KeyLine{Unit: m, Fingerprint: fp(i * 7919 % n), State: keystore.InSilicon, Created: at, Newest: at, Stored: at, Station: "line-1", Job: "0011223344556677"}
 		if i == n/2 {
 			continue // a unit without a record
 		}
