@@ -10,6 +10,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/escrow"
@@ -142,27 +143,124 @@ func TestEscrowGoesOn(t *testing.T) {
 }
 
 // TestPartialIsNoQuarantine: the key of a half-made unit is in the keystore that
-// is away. The escrow does not know it, which is no reason to quarantine.
+// is away. The escrow does not know it, which is no reason to quarantine. If the
+// chip shows the key, the unit is finished; else it waits.
 func TestPartialIsNoQuarantine(t *testing.T) {
 	bothChips(t, func(t *testing.T, name string) {
-		b, _, away, _, _ := newEscrowBench(t)
-		c := b.board(espsim.Options{Model: model(t, name)})
-		before, job := c.Fuses(), sampleJob(t, name, "release")
-		ctx, cancel := context.WithCancel(t.Context())
-		b.at["protect-key"] = cancel
-		wantVerdict(t, b.run(ctx, c, job), provision.Aborted, provision.CauseCancelled, "")
-		*away = true
-		r := b.again(c, job)
-		wantVerdict(t, r, provision.Error, provision.CauseKeystore, "could not be asked")
-		if r.ExitCode() != provision.ExitKeystore {
-			t.Errorf("exit code %d", r.ExitCode())
+		for _, shown := range []bool{true, false} {
+			b, inner, away, _, _ := newEscrowBench(t)
+			c := b.board(espsim.Options{Model: model(t, name)})
+			before, job := c.Fuses(), sampleJob(t, name, "release")
+			if shown {
+				ctx, cancel := context.WithCancel(t.Context())
+				b.at["protect-key"] = cancel
+				wantVerdict(t, b.run(ctx, c, job), provision.Aborted, provision.CauseCancelled, "")
+			} else {
+				whole := b.store
+				b.store = &faultyStore{Store: inner, fail: func(op string, _ int) (error, error) {
+					if op == "state" { // the burn is begun, and the keystore goes away
+						return nil, fmt.Errorf("%w: cut", keystore.ErrUnknownOutcome)
+					}
+					return nil, nil
+				}}
+				wantVerdict(t, b.run(t.Context(), c, job), provision.Error, provision.CauseKeystore, "cut")
+				b.store = whole
+			}
+			*away = true
+			r := b.again(c, job)
+			if shown {
+				wantPass(t, r)
+				if len(r.Warnings) == 0 || !strings.Contains(r.Warnings[0], "was not asked") || r.KeyRef == "" || r.KeyFingerprint == "" {
+					t.Errorf("key %s at %q, warnings %q", r.KeyFingerprint, r.KeyRef, r.Warnings)
+				}
+			} else {
+				wantVerdict(t, r, provision.Error, provision.CauseKeystore, "could not be asked")
+				if r.ExitCode() != provision.ExitKeystore || c.Burns() != 0 {
+					t.Errorf("exit code %d, %d burns", r.ExitCode(), c.Burns())
+				}
+			}
+			*away = false
+			time.Sleep(time.Minute)
+			if !shown {
+				r = b.again(c, job)
+				wantPass(t, r)
+			}
+			if err := b.invariants(c, job, before, r); err != nil {
+				t.Error(err)
+			}
 		}
-		*away = false
-		time.Sleep(time.Minute)
-		r = b.again(c, job)
-		wantPass(t, r)
-		if err := b.invariants(c, job, before, r); err != nil {
-			t.Error(err)
+	})
+}
+
+// TestRestartInOutage: the process is gone, and the keystore too. What is burned is
+// finished from journal and chip, and the keystore is told later; what is not burned
+// waits.
+func TestRestartInOutage(t *testing.T) {
+	for _, name := range chip.Names() {
+		for _, step := range []string{"verify-flash", "custody", "burn-key", "protect-key", "burn-lockdown", "enable-encryption", "write-protect"} {
+			inBubble(t, name+"/"+step, func(t *testing.T) {
+				b, away := newOutageBench(t)
+				fail, told := b.store.(*faultyStore).fail, 0
+				b.store.(*faultyStore).fail = func(op string, n int) (error, error) {
+					if op == "state" {
+						told++
+						*away = told == 2 || *away // after the state that allows the burn
+					}
+					return fail(op, n)
+				}
+				c := b.board(espsim.Options{Model: model(t, name)})
+				before, job := c.Fuses(), sampleJob(t, name, "release")
+				ctx, cancel := context.WithCancel(t.Context())
+				b.at[step] = cancel
+				wantVerdict(t, b.run(ctx, c, job), provision.Aborted, provision.CauseCancelled, "")
+				b.store.(*faultyStore).fail = fail
+				*away = true
+				burns := c.Burns()
+				r := b.again(c, job)
+				if burns == 0 {
+					wantVerdict(t, r, provision.Error, provision.CauseKeystore, "Vault is sealed")
+					if c.Burns() != 0 || !r.KeystoreAway {
+						t.Errorf("%d burns, away %v", c.Burns(), r.KeystoreAway)
+					}
+					*away = false
+					wantPass(t, b.again(c, job))
+					return
+				}
+				wantPass(t, r)
+				if len(r.Warnings) != 2 || !strings.Contains(r.Warnings[0], "was not asked") {
+					t.Errorf("warnings %q", r.Warnings)
+				}
+				*away = false
+				b.wantState(keystore.MayBeInSilicon)
+				b.wantSettled(1)
+				b.wantState(keystore.InSilicon)
+				if err := b.invariants(c, job, before, r); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// TestRestartInOutageWithAnotherKey: the chip does not show the key whose custody the
+// journal tells of. Without the keystore nobody goes on.
+func TestRestartInOutageWithAnotherKey(t *testing.T) {
+	bothChips(t, func(t *testing.T, name string) {
+		b, away := newOutageBench(t)
+		c := b.board(espsim.Options{Model: model(t, name)})
+		job := sampleJob(t, name, "release")
+		ctx, cancel := context.WithCancel(t.Context())
+		b.at["burn-key"] = cancel // its end is waited for
+		wantVerdict(t, b.run(ctx, c, job), provision.Aborted, provision.CauseCancelled, "")
+		if err := c.SetFuse(keyBlockIndex[name], 2, 0xFFFFFFFF); err != nil {
+			t.Fatal(err)
+		}
+		*away = true
+		burns := c.Burns()
+		r := b.again(c, job)
+		wantVerdict(t, r, provision.Error, provision.CauseKeystore, "Vault is sealed")
+		if c.Burns() != burns {
+			t.Error("something was burned")
 		}
 	})
 }

@@ -20,8 +20,9 @@ type history struct {
 	reason      string // of the last verdict
 	otherJob    string // another job that began something irreversible
 	intents     map[string]bool
-	keyBurned   bool // this job's key was read back, or is about to be recognised
-	fp          keystore.Fingerprint
+	keyBurned   bool                 // this job's key was read back, or is about to be recognised
+	fp          keystore.Fingerprint // of the key whose custody was confirmed last
+	ref         string               // and where that was
 	burnFP      keystore.Fingerprint // of the key whose burn was intended last
 	burnBlock   string               // where it was to go
 	gaveUp      bool                 // and the keystore says that it was never burned
@@ -109,6 +110,7 @@ func (h *history) observe(e journal.Entry) error {
 	var saw struct {
 		Outcome     string    `json:"outcome"`
 		Fingerprint string    `json:"key_fingerprint"`
+		Ref         string    `json:"key_ref"`
 		Regions     []flashed `json:"regions"`
 		Closing     *Closing  `json:"closing"`
 	}
@@ -126,7 +128,7 @@ func (h *history) observe(e journal.Entry) error {
 		if err != nil {
 			return err
 		}
-		h.fp = fp
+		h.fp, h.ref = fp, saw.Ref
 	case stageClose:
 		h.closing, h.proved = saw.Closing, false
 	case stepProof:

@@ -267,6 +267,14 @@ func (u *unit) readPast(ctx context.Context) error {
 	case u.past.otherJob != "":
 		return refuse("start it with the recipe and images that it was begun with", "unit %s was begun by another job (%s)", u.mac, u.past.otherJob)
 	}
+	if err := u.askStore(ctx); err != nil {
+		return u.goOnAlone(err)
+	}
+	return nil
+}
+
+// askStore asks the keystore about the unit.
+func (u *unit) askStore(ctx context.Context) error {
 	info, err := u.Store.Info(ctx)
 	if err == nil {
 		err = keystore.CheckUnit(u.mac, info.TestStore)
@@ -290,6 +298,34 @@ func (u *unit) readPast(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// goOnAlone lets a unit be finished without the keystore while that is away: its
+// custody was confirmed to this job, the burn of that key was begun, and the chip
+// shows it. Such a unit needs the keystore no more, and is told of later. Every other
+// one gets the error.
+func (u *unit) goOnAlone(err error) error {
+	if !errors.Is(err, keystore.ErrUnavailable) || !u.past.intents[stageKey] ||
+		u.past.burnFP.IsZero() || u.past.fp != u.past.burnFP || !u.showsKey(u.past.burnFP) {
+		return err
+	}
+	u.burning, u.custody, u.untold, u.past.keyBurned = true, true, true, true
+	u.fp = u.past.burnFP
+	u.res.KeyRef, u.res.KeyFingerprint = u.past.ref, u.fp.String()
+	u.past.unasked = "the keystore is away and was not asked about the unit, whose key is in silicon: " + err.Error()
+	u.warn(u.past.unasked)
+	return nil
+}
+
+// showsKey reports whether a key is in the block where this job began to burn it. A
+// readable block shows it by its fingerprint; a protected one by this job's
+// protection, which is only begun after the key was read back.
+func (u *unit) showsKey(fp keystore.Fingerprint) bool {
+	return slices.ContainsFunc(u.now.KeyBlocks(), func(b efuse.KeyBlockState) bool {
+		same := !b.ReadProtected && b.Fingerprint == efuse.Fingerprint(fp)
+		hidden := b.ReadProtected && u.past.intents[stageProtect]
+		return b.Name == u.past.burnBlock && (same || hidden)
+	})
 }
 
 // reconcile holds the keystore's records against the journal and the chip. What
@@ -374,28 +410,19 @@ func (u *unit) giveUp(ctx context.Context, unburned []keystore.Meta) error {
 	return nil
 }
 
-// recogniseKey finds out whether the key of an earlier run is in this chip. A
-// readable block shows it by its fingerprint; a protected one by this job's
-// protection, which was only begun after the key had been read back.
+// recogniseKey finds out whether the key of an earlier run is in this chip.
 func (u *unit) recogniseKey(ctx context.Context, m keystore.Meta) error {
 	u.burning, u.fp, u.custody = true, m.Fingerprint, true
 	receipt, err := u.Store.Confirm(ctx, u.mac, m.Fingerprint)
 	if err != nil {
 		return keystoreFailure(ctx, err)
 	}
-	for _, b := range u.now.KeyBlocks() {
-		if b.Name != u.past.burnBlock {
-			continue // makePlan says what it thinks of keys elsewhere
-		}
-		same := !b.ReadProtected && b.Fingerprint == efuse.Fingerprint(m.Fingerprint)
-		hidden := b.ReadProtected && u.past.intents[stageProtect]
-		if same || hidden {
-			u.past.keyBurned = true
-			u.res.KeyRef, u.res.KeyFingerprint = receipt.Ref, m.Fingerprint.String()
-			u.warn(receipt.Warning)
-			_ = u.tellStore(ctx, "recognised") // settleStore tries again
-			return nil
-		}
+	if u.showsKey(m.Fingerprint) { // makePlan says what it thinks of keys elsewhere
+		u.past.keyBurned = true
+		u.res.KeyRef, u.res.KeyFingerprint = receipt.Ref, m.Fingerprint.String()
+		u.warn(receipt.Warning)
+		_ = u.tellStore(ctx, "recognised") // settleStore tries again
+		return nil
 	}
 	blank, err := u.burnedNothing()
 	if err != nil {
