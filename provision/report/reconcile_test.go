@@ -494,7 +494,7 @@ func heapWatch() (stop func() uint64) {
 
 // TestReconcileLarge: 100,000 units on both sides take less than 64 MB of heap (27
 // MB where this was written; docs/audit.md has a million). The lines themselves are
-// 54 MB: whoever keeps them, with what the collector lets lie about, does not pass.
+// 60 MB: whoever keeps them, with what the collector lets lie about, does not pass.
 func TestReconcileLarge(t *testing.T) {
 	const n, most = 100_000, 64 << 20
 	keys, units := inventories(t, n)
