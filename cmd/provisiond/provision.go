@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/journal"
 	"github.com/provisiond/provisiond/provision/lot"
@@ -110,6 +111,7 @@ func (c *provisionCmd) Run(a *app) error {
 		return err
 	}
 	defer func() { _ = jrn.Close() }() // in good order it is closed below
+	a.settle(store, jrn)
 	e := &provision.Engine{
 		Store: store, Journal: jrn, Station: jrn.Info().Station, Slot: c.Slot, Operator: c.Operator, Lot: c.Lot, Tool: toolVersion(),
 	}
@@ -153,6 +155,27 @@ func (c *provisionCmd) Run(a *app) error {
 		return journalFailure(c.Journal, closed)
 	}
 	return &codeError{code: res.ExitCode()}
+}
+
+// settleEntries is how far back in the journal a start looks for units of which the
+// keystore was not told: some five hundred units.
+const settleEntries = 1 << 14
+
+// settle tells the keystore what it did not take of earlier units. That it is not
+// there is no error of the command's.
+func (a *app) settle(store keystore.Store, jrn *journal.Journal) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), syncLimit)
+	defer cancel()
+	rep, err := provision.Settle(ctx, jrn, store, settleEntries)
+	for _, f := range rep.Findings {
+		a.note("the keystore cannot be told what became of the key of unit %s: %s", f.Unit, f.Problem)
+	}
+	if rep.Settled > 0 {
+		a.note("the keystore was told late what became of the keys of %d units", rep.Settled)
+	}
+	if err != nil {
+		a.note("the keystore could not be told yet what became of earlier units' keys: %v", err)
+	}
 }
 
 // takeOrder lets the lot admit the unit.
