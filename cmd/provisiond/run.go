@@ -394,6 +394,7 @@ func (d *daemon) run() error {
 	work.Go(func() { d.bay.Follow(d.watcher, d.station) })
 	d.out.run(ctx, &work, d.station.Conditions())
 	work.Go(func() { d.syncEscrow(ctx) })
+	work.Go(func() { d.settle(ctx) })
 	work.Go(func() { d.watchDisk(ctx) })
 
 	dog := notify.NewWatchdog(d.notify)
@@ -535,6 +536,30 @@ func (d *daemon) syncEscrow(ctx context.Context) {
 	for {
 		if _, err := s.Sync(ctx); err != nil && ctx.Err() == nil {
 			d.a.log.Warn("escrow", zap.Error(err))
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// settleEvery is how often the station looks for units of which the keystore was not
+// told, since it was away.
+const settleEvery = 5 * time.Minute
+
+// settle tells the keystore what it did not take when units were finished.
+func (d *daemon) settle(ctx context.Context) {
+	t := time.NewTicker(settleEvery)
+	defer t.Stop()
+	for {
+		rep, err := provision.Settle(ctx, d.jrn, d.store, settleEntries)
+		for _, f := range rep.Findings {
+			d.a.log.Warn("the keystore cannot be told of a unit's key", zap.Stringer("unit", f.Unit), zap.String("problem", f.Problem))
+		}
+		if err != nil && ctx.Err() == nil {
+			d.a.log.Warn("the keystore was not told yet of units' keys", zap.Error(err))
 		}
 		select {
 		case <-t.C:
