@@ -157,3 +157,19 @@ func TestSettleLeavesOthersWord(t *testing.T) {
 		}
 	})
 }
+
+// TestQuarantineNote: a long reason, with what a board said in it, keeps nobody from
+// telling the keystore that the unit is set aside.
+func TestQuarantineNote(t *testing.T) {
+	bothChips(t, func(t *testing.T, name string) {
+		b := newMemoryBench(t)
+		c := b.board(espsim.Options{Model: model(t, name)})
+		b.at["boot-check"] = func() { setField(t, c, fieldNamed(t, c, "WR_DIS"), 0xFFFF) }
+		r := b.run(t.Context(), c, sampleJob(t, name, "hybrid"))
+		wantVerdict(t, r, provision.Quarantined, provision.CauseQuarantined, "")
+		if len(r.Reason) <= 256 || len(r.Warnings) > 0 {
+			t.Fatalf("a reason of %d bytes, warnings %q", len(r.Reason), r.Warnings)
+		}
+		b.wantState(keystore.Quarantined)
+	})
+}
