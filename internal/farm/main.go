@@ -166,6 +166,11 @@ func (s *slot) plug() error {
 	}
 	var lc net.ListenConfig
 	ctx, stop := context.WithCancel(context.Background())
+	s.board.Plug() // a fault may have taken its port away
+	if err := s.board.Reopen(ctx); err != nil {
+		stop()
+		return err
+	}
 	ln, err := lc.Listen(ctx, "tcp", address)
 	if err != nil {
 		stop()
