@@ -124,7 +124,8 @@ func (h *hall) start() {
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(func() { _ = conn.Close() })
-	h.notes = &notes{}
+	heard := &notes{} // the goroutines belong to this start, and there may be another one
+	h.notes = heard
 	go func() {
 		buf := make([]byte, 4096)
 		for {
@@ -132,21 +133,22 @@ func (h *hall) start() {
 			if err != nil {
 				return
 			}
-			h.notes.mu.Lock()
-			h.notes.text = append(h.notes.text, string(buf[:n]))
-			h.notes.mu.Unlock()
+			heard.mu.Lock()
+			heard.text = append(heard.text, string(buf[:n]))
+			heard.mu.Unlock()
 		}
 	}()
 	h.cmd = exec.Command(theBinary(h.t), "run", "--config", "station.yaml")
 	h.cmd.Dir = h.dir
 	h.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+sock, "WATCHDOG_USEC=3000000")
-	h.errOut, h.exited = &bytes.Buffer{}, make(chan error, 1)
-	h.cmd.Stderr = h.errOut
-	if err := h.cmd.Start(); err != nil {
+	cmd, exited := h.cmd, make(chan error, 1)
+	h.errOut, h.exited = &bytes.Buffer{}, exited
+	cmd.Stderr = h.errOut
+	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}
-	go func() { h.exited <- h.cmd.Wait() }()
-	h.t.Cleanup(func() { _ = h.cmd.Process.Kill() })
+	go func() { exited <- cmd.Wait() }()
+	h.t.Cleanup(func() { _ = cmd.Process.Kill() })
 	h.await("READY=1", func() bool { return h.notes.has("READY=1") })
 }
 
