@@ -309,11 +309,10 @@ func (d *daemon) finished(_ string, r *provision.Result) {
 // certificate signs what the journal knows of a unit.
 func (d *daemon) certificate(ctx context.Context, mac chip.MAC) ([]byte, error) {
 	signer, closeSigner, err := d.keeping.signer(d.cfg.Journal.File, d.jrn.Info().PublicKey)
-	if err == nil {
-		defer func() { _ = closeSigner() }()
-	} else {
+	if err != nil {
 		return nil, &station.ActionError{Kind: station.ActionFailed, Text: "the certificate cannot be signed here", Next: "use `provisiond audit unit` where the journal's key is", Err: err}
 	}
+	defer func() { _ = closeSigner() }()
 	checkpoint, err := d.jrn.Checkpoint(ctx)
 	if err != nil {
 		return nil, err
@@ -586,10 +585,10 @@ func (d *daemon) watchDisk(ctx context.Context) {
 		switch err := syscall.Statfs(filepath.Dir(d.cfg.Journal.File), &st); {
 		case err != nil:
 			conds.Warn(station.CondJournalDisk, err.Error(), "check the journal's disk")
-		case st.Bavail*uint64(st.Bsize) < diskStop: //nolint:gosec // a block size
-			conds.Bad(station.CondJournalDisk, fmt.Sprintf("%d MB are free on the journal's disk", st.Bavail*uint64(st.Bsize)>>20), "make room; no unit is begun meanwhile") //nolint:gosec // see above
-		case st.Bavail*uint64(st.Bsize) < diskLow: //nolint:gosec // see above
-			conds.Warn(station.CondJournalDisk, fmt.Sprintf("%d MB are free on the journal's disk", st.Bavail*uint64(st.Bsize)>>20), "make room soon") //nolint:gosec // see above
+		case st.Bavail*uint64(st.Bsize) < diskStop:
+			conds.Bad(station.CondJournalDisk, fmt.Sprintf("%d MB are free on the journal's disk", st.Bavail*uint64(st.Bsize)>>20), "make room; no unit is begun meanwhile")
+		case st.Bavail*uint64(st.Bsize) < diskLow:
+			conds.Warn(station.CondJournalDisk, fmt.Sprintf("%d MB are free on the journal's disk", st.Bavail*uint64(st.Bsize)>>20), "make room soon")
 		default:
 			conds.Good(station.CondJournalDisk)
 		}

@@ -18,7 +18,7 @@ import (
 // with every start, since the keystore remembers the old ones.
 func (d *daemon) simulated(cfg *config.File, addr port.Address) station.Fixture {
 	s := cfg.Simulated
-	base := uint32(time.Now().Unix()) //nolint:gosec // only its low bits count
+	base := uint32(time.Now().Unix())
 	return &station.SimFixture{
 		Units: s.Units, Pause: s.Pause, Patience: 2,
 		Next: func(_ context.Context, _ int) (port.Port, error) {

@@ -51,7 +51,7 @@ var may = map[string][]string{
 	"station/port": onBase("esp", "internal/espsim"),
 	// A screen gets views and reports; neither keys nor who holds them.
 	"station/web": {"esp/chip", "provision", "station"},
-	"cmd":          onBase("esp", "efuse", "keystore", "provision", "station", "internal/espsim", "internal/sample"),
+	"cmd":         onBase("esp", "efuse", "keystore", "provision", "station", "internal/espsim", "internal/sample"),
 
 	// The simulated chip shares no codec with the client.
 	"internal/espsim": {"esp/chip", "efuse/table", "internal/espsim"},

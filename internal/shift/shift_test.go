@@ -72,7 +72,6 @@ type shift struct {
 	left  map[string]string // unit → how it left the station
 	hurt  map[string]bool   // units that something happened to: a fault, the kill, the hub
 	count map[string]int    // of everything that happened
-	pulls int
 }
 
 // seat is a slot as the operator sees it.
@@ -356,7 +355,7 @@ func (s *shift) work() {
 				}
 			}
 			_ = s.cmd.Process.Kill()
-			<-s.exited
+			<-s.exited //nolint:errcheck // it was killed
 			s.startStation()
 		case part > 0.33 && awayFrom.IsZero():
 			awayFrom = time.Now()
