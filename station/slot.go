@@ -485,6 +485,9 @@ func (sl *slot) settle(ctx context.Context, a *Arrival, l *lot, res *provision.R
 			v.Permille, v.Failures = 1000, 0
 		}
 	})
+	if state == SlotPass {
+		time.AfterFunc(sl.s.o.LeftAfter, func() { sl.left(res.Unit) })
+	}
 	sl.s.o.Log.Info("unit", zap.String("slot", sl.spec.Name), zap.String("unit", res.Unit), zap.String("verdict", string(res.Verdict)),
 		zap.String("cause", string(res.Cause)), zap.String("reason", res.Reason))
 	select {
@@ -516,6 +519,15 @@ func (sl *slot) settle(ctx context.Context, a *Arrival, l *lot, res *provision.R
 	case provision.CauseRefused, provision.CauseCancelled, "":
 	}
 	return false
+}
+
+// left shows a unit that passed and is still in its fixture.
+func (sl *slot) left(unit string) {
+	sl.change(func(v *SlotView) {
+		if v.State == SlotPass && v.Unit == unit {
+			v.State, v.NextStep = SlotDone, "take the unit out"
+		}
+	})
 }
 
 // holdOff makes the slot wait before it tries again, longer each time.

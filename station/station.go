@@ -105,6 +105,9 @@ type Options struct {
 	UnitTimeout time.Duration
 	// Failures in a row that quarantine a slot. 0: three.
 	Failures int
+	// LeftAfter is how long a unit that passed may stay in its fixture before the slot
+	// asks for it to be taken out. 0: two minutes.
+	LeftAfter time.Duration
 	// LoginToStart: units are begun only while somebody is logged in.
 	LoginToStart bool
 	// KeystoreEvery is how often the keystore is asked for its health. 0: 15 s,
@@ -161,6 +164,9 @@ func New(ctx context.Context, o Options) (*Station, error) {
 	}
 	if o.UnitTimeout == 0 {
 		o.UnitTimeout = 15 * time.Minute
+	}
+	if o.LeftAfter == 0 {
+		o.LeftAfter = 2 * time.Minute
 	}
 	if o.Failures == 0 {
 		o.Failures = 3

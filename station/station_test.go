@@ -280,6 +280,10 @@ func TestShift(t *testing.T) {
 		if v.Serial != "AB0099" || v.Unit == "" || v.KeyFingerprint == "" || v.Permille != 1000 || v.Lot != "L1" || !v.Simulated {
 			t.Errorf("%+v", v)
 		}
+		time.Sleep(3 * time.Minute)
+		if v := r.slot("1"); v.State != station.SlotDone || v.Verdict != provision.Pass || v.NextStep == "" {
+			t.Errorf("a unit that was left in its fixture: %+v", v)
+		}
 		// The same board once more: it is done, and nothing is written to it.
 		burns := a.Burns()
 		one.out()

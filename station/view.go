@@ -23,7 +23,7 @@ const (
 	SlotAborted     SlotState = "aborted"     // somebody stopped it
 	SlotRefused     SlotState = "refused"     // the unit was refused before anything irreversible
 	SlotQuarantined SlotState = "quarantined" // the unit in it is set aside
-	SlotDone        SlotState = "done"        // the unit in it was finished before: take it out
+	SlotDone        SlotState = "done"        // the unit in it passed, some time ago or in an earlier run: take it out
 	SlotBlocked     SlotState = "blocked"     // the slot itself is quarantined until somebody clears it
 )
 

@@ -8,7 +8,8 @@
 //	{"op":"unplug","slot":3}   the cable; the board stays as it is
 //	{"op":"plug","slot":3}
 //	{"op":"power","slot":3,"on":false}
-//	{"op":"remove","slot":3}   answers with what became of the board
+//	{"op":"look","slot":3}     answers with how often the board was burned
+//	{"op":"remove","slot":3}   the same, and takes it out
 //	{"op":"stats"}             the farm's own processor time and memory
 //
 // The farm ends with its standard input.
@@ -124,6 +125,11 @@ func (f *farm) do(r request) (answer, error) {
 		}
 		s.board.Power(r.On)
 		return answer{}, nil
+	case "look":
+		if s.board == nil {
+			return answer{}, errors.New("there is no board in it")
+		}
+		return answer{Burns: s.board.Burns()}, nil
 	case "remove":
 		s.unplug()
 		if s.board == nil {

@@ -68,10 +68,11 @@ type shift struct {
 	errOut *bytes.Buffer
 
 	seats []*seat
-	made  int               // boards so far
-	left  map[string]string // unit → how it left the station
-	hurt  map[string]bool   // units that something happened to: a fault, the kill, the hub
-	count map[string]int    // of everything that happened
+	burns map[int]waitingBoard // of the slots that wait for the keystore
+	made  int                  // boards so far
+	left  map[string]string    // unit → how it left the station
+	hurt  map[string]bool      // units that something happened to: a fault, the kill, the hub
+	count map[string]int       // of everything that happened
 }
 
 // seat is a slot as the operator sees it.
@@ -81,6 +82,13 @@ type seat struct {
 	since   time.Time // when the station last did something with it
 	plugged bool
 	busy    bool
+}
+
+// waitingBoard is a board that waits for the keystore, and how often it was burned
+// when that was seen first.
+type waitingBoard struct {
+	mac   chip.MAC
+	burns int
 }
 
 type board struct {
@@ -93,7 +101,7 @@ type board struct {
 func newShift(t *testing.T) *shift {
 	t.Helper()
 	s := &shift{
-		t: t, dir: t.TempDir(), rand: rand.New(rand.NewPCG(*seed, 0)), left: map[string]string{}, hurt: map[string]bool{}, count: map[string]int{},
+		t: t, dir: t.TempDir(), rand: rand.New(rand.NewPCG(*seed, 0)), left: map[string]string{}, hurt: map[string]bool{}, burns: map[int]waitingBoard{}, count: map[string]int{},
 	}
 	s.bin = build(t, s.dir, "./cmd/provisiond")
 	s.farm = newFarm(t, build(t, s.dir, "./internal/farm"))
@@ -361,6 +369,9 @@ func (s *shift) work() {
 			awayFrom = time.Now()
 			s.srv.Seal(t)
 		}
+		if !awayFrom.IsZero() && !back {
+			s.lookAtWaiting(v)
+		}
 		if gone := time.Since(awayFrom); !awayFrom.IsZero() && !back && gone > *outage && (s.outageSeen(v) || gone > *outage+time.Minute) {
 			back = true
 			s.checkOutage(v)
@@ -370,6 +381,26 @@ func (s *shift) work() {
 	}
 	if !killed || !back || !pulled {
 		t.Errorf("not everything went wrong: killed %v, keystore came back %v, hub pulled %v", killed, back, pulled)
+	}
+}
+
+// lookAtWaiting: a board that waits for the keystore is not burned meanwhile.
+func (s *shift) lookAtWaiting(v station.View) {
+	s.t.Helper()
+	for i, sv := range v.Slots {
+		b := s.seats[i].board
+		if b == nil {
+			continue
+		}
+		seen, known := s.burns[i]
+		switch waits := sv.State == station.SlotWaiting && strings.Contains(sv.Reason, station.CondKeystore); {
+		case waits && (!known || seen.mac != b.mac):
+			s.burns[i] = waitingBoard{b.mac, s.farm.must(request{Op: "look", Slot: i}).Burns}
+		case known && seen.mac == b.mac:
+			if n := s.farm.must(request{Op: "look", Slot: i}).Burns; n != seen.burns {
+				s.t.Errorf("unit %s waited for the keystore, and was burned %d times meanwhile", b.mac, n-seen.burns)
+			}
+		}
 	}
 }
 
