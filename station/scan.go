@@ -180,7 +180,11 @@ func (s *Station) scanCommand(ctx context.Context, by Person, command string) (S
 // scrap writes down that a unit is thrown away. It changes nothing that the
 // journal says about it.
 func (s *Station) scrap(ctx context.Context, by Person, name string) (string, error) {
-	v := s.slot(name).current()
+	sl := s.slot(name)
+	if sl == nil { // a reload took it away this moment
+		return "", notFound("look at the page", "there is no slot %q any more", name)
+	}
+	v := sl.current()
 	mac, err := chip.ParseMAC(v.Unit)
 	if err != nil {
 		return "", conflict("write its label down", "the unit in slot %s never told its MAC", name)
