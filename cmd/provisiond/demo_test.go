@@ -122,6 +122,7 @@ func checkUnitObject(t *testing.T, u map[string]any) {
 		"verdict": "^PASS$", "reason": "^$", "next_step": "^$", "job": "^[0-9a-f]{16}$",
 		"recipe": "^sample-", "recipe_revision": "^1$", "profile": "^release$",
 		"key_ref": ".", "key_fingerprint": "^[0-9a-f]{64}$", "plan_sha256": "^[0-9a-f]{64}$",
+		"baud":          `^921600$`,
 		"bytes_written": "^[1-9]", "elapsed_ms": "^[1-9]",
 		"efuse_before": "^\\[", "efuse_after": "^\\[", "images": "^\\[", "steps": "^\\[", "closing": "^map",
 	}
