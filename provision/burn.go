@@ -194,7 +194,7 @@ func (u *unit) bootAndInspect(ctx context.Context) error {
 
 const (
 	bootLoops  = 4 // so many banners of the ROM mean that the chip does not get on
-	bootResets = 2 // of a boot check
+	bootResets = 3 // of a boot check: at one damaged byte in 10⁴, one text in a hundred is damaged
 )
 
 // bootCheck resets the board and waits for the product's text. Only what comes

@@ -119,6 +119,7 @@ const (
 	oneWayDeadline  = 60 * time.Second // from a one-way step's intent to its observation
 	exchangeBytes   = 4 << 10          // error-free, before any burn
 	burnTries       = 3                // of a stage whose outcome had to be looked up
+	lineTries       = 8                // of the exchange before burns: at one damaged byte in 10⁴ a third of them fail
 	rewriteTries    = 3                // of a region whose MD5 differs
 	md5Tries        = 3                // of a reading that differs
 	storePatience   = 10 * time.Second // for a store that is told of what is burned already

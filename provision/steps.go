@@ -613,7 +613,7 @@ func (u *unit) warn(text string) {
 // a reset, 115200 baud, and 4 KiB of exchange without a fault.
 func (u *unit) prepareBurn(ctx context.Context) error {
 	var err error
-	for range burnTries {
+	for range lineTries {
 		if err = u.reconnect(ctx); err == nil {
 			err = u.client.ExchangeTest(ctx, exchangeBytes)
 		}
