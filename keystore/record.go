@@ -182,46 +182,30 @@ func MarshalRecord(r Record) ([]byte, error) {
 	b := make([]byte, 0, 1024+6*(len(r.Recipe)+len(r.Job)+len(r.Station)+len(r.Lot))+2*len(r.PartitionTable))
 	b = append(b, `{"schema":`...)
 	b = strconv.AppendInt(b, int64(r.Schema), 10)
-	b = appendText(b, "unit", r.Unit.String())
-	b = append(b, `,"simulated":`...)
-	b = strconv.AppendBool(b, r.Simulated)
-	b = appendText(b, "chip", r.Chip)
-	b = appendUint(b, "chip_revision", uint64(r.ChipRevision))
-	b = appendText(b, "scheme", string(r.Scheme))
+	b = canon.AppendStringField(b, "unit", r.Unit.String())
+	b = canon.AppendBoolField(b, "simulated", r.Simulated)
+	b = canon.AppendStringField(b, "chip", r.Chip)
+	b = canon.AppendUintField(b, "chip_revision", uint64(r.ChipRevision))
+	b = canon.AppendStringField(b, "scheme", string(r.Scheme))
 	b = append(b, `,"key":"`...)
 	if err := r.Key.Use(func(key []byte) error { b = hex.AppendEncode(b, key); return nil }); err != nil {
 		return nil, err
 	}
 	b = append(b, '"')
-	b = appendText(b, "fingerprint", r.Fingerprint.String())
-	b = appendUint(b, "flash_crypt_config", uint64(r.FlashCryptConfig))
+	b = canon.AppendStringField(b, "fingerprint", r.Fingerprint.String())
+	b = canon.AppendUintField(b, "flash_crypt_config", uint64(r.FlashCryptConfig))
 	b = append(b, `,"partition_table":"`...)
 	b = hex.AppendEncode(b, r.PartitionTable)
 	b = append(b, '"')
-	b = appendUint(b, "flash_size", uint64(r.FlashSize))
-	b = appendText(b, "recipe", r.Recipe)
-	b = appendUint(b, "recipe_revision", uint64(r.RecipeRevision))
-	b = appendText(b, "recipe_hash", r.RecipeHash)
-	b = appendText(b, "job", r.Job)
-	b = appendText(b, "station", r.Station)
-	b = appendText(b, "lot", r.Lot)
-	b = append(b, `,"created":`...)
-	b = canon.AppendTime(b, r.Created)
+	b = canon.AppendUintField(b, "flash_size", uint64(r.FlashSize))
+	b = canon.AppendStringField(b, "recipe", r.Recipe)
+	b = canon.AppendUintField(b, "recipe_revision", uint64(r.RecipeRevision))
+	b = canon.AppendStringField(b, "recipe_hash", r.RecipeHash)
+	b = canon.AppendStringField(b, "job", r.Job)
+	b = canon.AppendStringField(b, "station", r.Station)
+	b = canon.AppendStringField(b, "lot", r.Lot)
+	b = canon.AppendTimeField(b, "created", r.Created)
 	return append(b, '}'), nil
-}
-
-func appendText(b []byte, name, v string) []byte {
-	b = append(b, `,"`...)
-	b = append(b, name...)
-	b = append(b, `":`...)
-	return canon.AppendString(b, v)
-}
-
-func appendUint(b []byte, name string, v uint64) []byte {
-	b = append(b, `,"`...)
-	b = append(b, name...)
-	b = append(b, `":`...)
-	return strconv.AppendUint(b, v, 10)
 }
 
 // ParseRecord reads what MarshalRecord writes, and nothing else: what parses is

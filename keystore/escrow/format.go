@@ -37,24 +37,9 @@ type header struct {
 	sha256       [32]byte // of the header's text up to this field, and the sealed part
 }
 
-func appendText(b []byte, name, v string) []byte {
-	b = append(append(append(b, `,"`...), name...), `":`...)
-	return canon.AppendString(b, v)
-}
-
-func appendInt(b []byte, name string, v uint64) []byte {
-	b = append(append(append(b, `,"`...), name...), `":`...)
-	return strconv.AppendUint(b, v, 10)
-}
-
-func appendTime(b []byte, name string, t time.Time) []byte {
-	b = append(append(append(b, `,"`...), name...), `":`...)
-	return canon.AppendTime(b, t)
-}
-
 // marshal gives the header's one line, with its newline.
 func (h header) marshal() []byte {
-	b := appendText(h.text(), "sha256", hex.EncodeToString(h.sha256[:]))
+	b := canon.AppendStringField(h.text(), "sha256", hex.EncodeToString(h.sha256[:]))
 	return append(b, "}\n"...)
 }
 
@@ -68,27 +53,26 @@ func (h header) text() []byte {
 	m := h.meta
 	b := append([]byte(nil), `{"format":`...)
 	b = strconv.AppendInt(b, format, 10)
-	b = appendText(b, "unit", m.Unit.String())
-	b = append(b, `,"simulated":`...)
-	b = strconv.AppendBool(b, m.Simulated)
-	b = appendText(b, "chip", m.Chip)
-	b = appendInt(b, "chip_revision", uint64(m.ChipRevision))
-	b = appendText(b, "scheme", string(m.Scheme))
-	b = appendText(b, "fingerprint", m.Fingerprint.String())
-	b = appendInt(b, "flash_crypt_config", uint64(m.FlashCryptConfig))
-	b = appendInt(b, "flash_size", uint64(m.FlashSize))
-	b = appendText(b, "recipe", m.Recipe)
-	b = appendInt(b, "recipe_revision", uint64(m.RecipeRevision))
-	b = appendText(b, "recipe_hash", m.RecipeHash)
-	b = appendText(b, "job", m.Job)
-	b = appendText(b, "station", m.Station)
-	b = appendText(b, "lot", m.Lot)
-	b = appendTime(b, "created", m.Created)
-	b = appendInt(b, "seq", uint64(h.seq))
-	b = appendText(b, "record_sha256", hex.EncodeToString(h.recordSHA256[:]))
-	b = appendTime(b, "sealed", h.sealed)
-	b = appendText(b, "store", h.store)
-	return appendText(b, "recipients", h.recipients)
+	b = canon.AppendStringField(b, "unit", m.Unit.String())
+	b = canon.AppendBoolField(b, "simulated", m.Simulated)
+	b = canon.AppendStringField(b, "chip", m.Chip)
+	b = canon.AppendUintField(b, "chip_revision", uint64(m.ChipRevision))
+	b = canon.AppendStringField(b, "scheme", string(m.Scheme))
+	b = canon.AppendStringField(b, "fingerprint", m.Fingerprint.String())
+	b = canon.AppendUintField(b, "flash_crypt_config", uint64(m.FlashCryptConfig))
+	b = canon.AppendUintField(b, "flash_size", uint64(m.FlashSize))
+	b = canon.AppendStringField(b, "recipe", m.Recipe)
+	b = canon.AppendUintField(b, "recipe_revision", uint64(m.RecipeRevision))
+	b = canon.AppendStringField(b, "recipe_hash", m.RecipeHash)
+	b = canon.AppendStringField(b, "job", m.Job)
+	b = canon.AppendStringField(b, "station", m.Station)
+	b = canon.AppendStringField(b, "lot", m.Lot)
+	b = canon.AppendTimeField(b, "created", m.Created)
+	b = canon.AppendUintField(b, "seq", uint64(h.seq))
+	b = canon.AppendStringField(b, "record_sha256", hex.EncodeToString(h.recordSHA256[:]))
+	b = canon.AppendTimeField(b, "sealed", h.sealed)
+	b = canon.AppendStringField(b, "store", h.store)
+	return canon.AppendStringField(b, "recipients", h.recipients)
 }
 
 // parseHeader reads what marshal writes, without the newline, and nothing else.
@@ -298,8 +282,8 @@ func (k key) name() string {
 func (k key) begin() []byte {
 	b := append([]byte(nil), `{"format":`...)
 	b = strconv.AppendInt(b, format, 10)
-	b = appendText(b, "unit", k.unit.String())
-	return appendText(b, "fingerprint", k.fp.String())
+	b = canon.AppendStringField(b, "unit", k.unit.String())
+	return canon.AppendStringField(b, "fingerprint", k.fp.String())
 }
 
 func readKey(in *canon.Reader) key {
@@ -315,12 +299,12 @@ func readKey(in *canon.Reader) key {
 
 // marshalState gives the content of a state's file.
 func marshalState(k key, s keystore.State) []byte {
-	b := appendInt(k.begin(), "seq", uint64(s.Seq))
-	b = appendText(b, "kind", string(s.Kind))
-	b = appendText(b, "note", s.Note)
-	b = appendText(b, "job", s.Job)
-	b = appendText(b, "station", s.Station)
-	b = appendTime(b, "time", s.Time)
+	b := canon.AppendUintField(k.begin(), "seq", uint64(s.Seq))
+	b = canon.AppendStringField(b, "kind", string(s.Kind))
+	b = canon.AppendStringField(b, "note", s.Note)
+	b = canon.AppendStringField(b, "job", s.Job)
+	b = canon.AppendStringField(b, "station", s.Station)
+	b = canon.AppendTimeField(b, "time", s.Time)
 	return append(b, "}\n"...)
 }
 
@@ -360,10 +344,10 @@ type outcome struct {
 }
 
 func marshalOutcome(k key, o outcome) []byte {
-	b := append(k.begin(), `,"stored":`...)
-	b = strconv.AppendBool(b, o.Stored)
-	b = appendText(b, "ref", o.Ref)
-	b = appendTime(b, "time", o.Time)
+	b := k.begin()
+	b = canon.AppendBoolField(b, "stored", o.Stored)
+	b = canon.AppendStringField(b, "ref", o.Ref)
+	b = canon.AppendTimeField(b, "time", o.Time)
 	return append(b, "}\n"...)
 }
 
@@ -393,11 +377,10 @@ type inner struct {
 func (i inner) marshal() []byte {
 	b := append([]byte(nil), `{"format":`...)
 	b = strconv.AppendInt(b, format, 10)
-	b = appendText(b, "kind", i.kind)
-	b = appendText(b, "id", i.id)
-	b = append(b, `,"test_store":`...)
-	b = strconv.AppendBool(b, i.testStore)
-	b = appendText(b, "where", i.where)
+	b = canon.AppendStringField(b, "kind", i.kind)
+	b = canon.AppendStringField(b, "id", i.id)
+	b = canon.AppendBoolField(b, "test_store", i.testStore)
+	b = canon.AppendStringField(b, "where", i.where)
 	return append(b, "}\n"...)
 }
 

@@ -31,12 +31,10 @@ type header struct {
 func (h header) append(b []byte) []byte {
 	b = append(b, `{"format":`...)
 	b = strconv.AppendInt(b, int64(h.format), 10)
-	b = text(b, "id", h.id)
-	b = append(b, `,"test_store":`...)
-	b = strconv.AppendBool(b, h.testStore)
-	b = text(b, "recipient", h.recipient)
-	b = append(b, `,"created":`...)
-	return append(canon.AppendTime(b, h.created), '}')
+	b = canon.AppendStringField(b, "id", h.id)
+	b = canon.AppendBoolField(b, "test_store", h.testStore)
+	b = canon.AppendStringField(b, "recipient", h.recipient)
+	return append(canon.AppendTimeField(b, "created", h.created), '}')
 }
 
 func parseHeader(b []byte) (h header, err error) {
@@ -63,16 +61,6 @@ func parseHeader(b []byte) (h header, err error) {
 	return h, nil
 }
 
-func text(b []byte, name, v string) []byte {
-	b = append(append(append(b, `,"`...), name...), `":`...)
-	return canon.AppendString(b, v)
-}
-
-func number(b []byte, name string, v uint64) []byte {
-	b = append(append(append(b, `,"`...), name...), `":`...)
-	return strconv.AppendUint(b, v, 10)
-}
-
 // row is what stands in clear beside a sealed record.
 type row struct {
 	meta            keystore.Meta // without Receipt and States
@@ -93,27 +81,24 @@ func (r row) text() []byte {
 	m := r.meta
 	b := []byte(`{"unit":`)
 	b = canon.AppendString(b, m.Unit.String())
-	b = append(b, `,"simulated":`...)
-	b = strconv.AppendBool(b, m.Simulated)
-	b = text(b, "chip", m.Chip)
-	b = number(b, "chip_revision", uint64(m.ChipRevision))
-	b = text(b, "scheme", string(m.Scheme))
-	b = text(b, "fingerprint", m.Fingerprint.String())
-	b = number(b, "flash_crypt_config", uint64(m.FlashCryptConfig))
-	b = text(b, "partition_table_sha256", fmt.Sprintf("%x", r.partitionSHA256))
-	b = number(b, "flash_size", uint64(m.FlashSize))
-	b = text(b, "recipe", m.Recipe)
-	b = number(b, "recipe_revision", uint64(m.RecipeRevision))
-	b = text(b, "recipe_hash", m.RecipeHash)
-	b = text(b, "job", m.Job)
-	b = text(b, "station", m.Station)
-	b = text(b, "lot", m.Lot)
-	b = append(b, `,"created":`...)
-	b = canon.AppendTime(b, m.Created)
-	b = text(b, "sealed_sha256", fmt.Sprintf("%x", r.sealedSHA256))
-	b = number(b, "seq", r.seq)
-	b = append(b, `,"stored":`...)
-	return append(canon.AppendTime(b, r.stored), '}')
+	b = canon.AppendBoolField(b, "simulated", m.Simulated)
+	b = canon.AppendStringField(b, "chip", m.Chip)
+	b = canon.AppendUintField(b, "chip_revision", uint64(m.ChipRevision))
+	b = canon.AppendStringField(b, "scheme", string(m.Scheme))
+	b = canon.AppendStringField(b, "fingerprint", m.Fingerprint.String())
+	b = canon.AppendUintField(b, "flash_crypt_config", uint64(m.FlashCryptConfig))
+	b = canon.AppendStringField(b, "partition_table_sha256", fmt.Sprintf("%x", r.partitionSHA256))
+	b = canon.AppendUintField(b, "flash_size", uint64(m.FlashSize))
+	b = canon.AppendStringField(b, "recipe", m.Recipe)
+	b = canon.AppendUintField(b, "recipe_revision", uint64(m.RecipeRevision))
+	b = canon.AppendStringField(b, "recipe_hash", m.RecipeHash)
+	b = canon.AppendStringField(b, "job", m.Job)
+	b = canon.AppendStringField(b, "station", m.Station)
+	b = canon.AppendStringField(b, "lot", m.Lot)
+	b = canon.AppendTimeField(b, "created", m.Created)
+	b = canon.AppendStringField(b, "sealed_sha256", fmt.Sprintf("%x", r.sealedSHA256))
+	b = canon.AppendUintField(b, "seq", r.seq)
+	return append(canon.AppendTimeField(b, "stored", r.stored), '}')
 }
 
 func parseRow(b []byte) (r row, err error) {
@@ -175,13 +160,12 @@ func hash(in *canon.Reader, field string) (h [32]byte) {
 func appendState(b []byte, s keystore.State, prev [32]byte) []byte {
 	b = append(b, `{"seq":`...)
 	b = strconv.AppendInt(b, int64(s.Seq), 10)
-	b = text(b, "state", string(s.Kind))
-	b = text(b, "note", s.Note)
-	b = text(b, "job", s.Job)
-	b = text(b, "station", s.Station)
-	b = append(b, `,"time":`...)
-	b = canon.AppendTime(b, s.Time)
-	b = text(b, "prev", fmt.Sprintf("%x", prev))
+	b = canon.AppendStringField(b, "state", string(s.Kind))
+	b = canon.AppendStringField(b, "note", s.Note)
+	b = canon.AppendStringField(b, "job", s.Job)
+	b = canon.AppendStringField(b, "station", s.Station)
+	b = canon.AppendTimeField(b, "time", s.Time)
+	b = canon.AppendStringField(b, "prev", fmt.Sprintf("%x", prev))
 	return append(b, '}')
 }
 

@@ -63,16 +63,14 @@ type (
 func (k KeyLine) Append(b []byte) []byte {
 	b = append(b, `{"created":`...)
 	b = canon.AppendTime(b, k.Created)
-	b = text(b, "fingerprint", k.Fingerprint.String())
-	b = text(b, "job", k.Job)
-	b = append(b, `,"newest":`...)
-	b = canon.AppendTime(b, k.Newest)
-	b = text(b, "source", "keystore")
-	b = text(b, "state", stateName(k.State))
-	b = text(b, "station", k.Station)
-	b = append(b, `,"stored":`...)
-	b = canon.AppendTime(b, k.Stored)
-	b = text(b, "unit", k.Unit.String())
+	b = canon.AppendStringField(b, "fingerprint", k.Fingerprint.String())
+	b = canon.AppendStringField(b, "job", k.Job)
+	b = canon.AppendTimeField(b, "newest", k.Newest)
+	b = canon.AppendStringField(b, "source", "keystore")
+	b = canon.AppendStringField(b, "state", stateName(k.State))
+	b = canon.AppendStringField(b, "station", k.Station)
+	b = canon.AppendTimeField(b, "stored", k.Stored)
+	b = canon.AppendStringField(b, "unit", k.Unit.String())
 	return append(b, "}\n"...)
 }
 
@@ -80,15 +78,15 @@ func (k KeyLine) Append(b []byte) []byte {
 func (u UnitLine) Append(b []byte) []byte {
 	b = append(b, `{"burned":`...)
 	b = canon.AppendTime(b, u.Burned)
-	b = number(b, "entry", u.Entry)
+	b = canon.AppendUintField(b, "entry", u.Entry)
 	b = strconv.AppendBool(append(b, `,"escrow":`...), u.Escrow)
-	b = text(b, "fingerprint", u.Fingerprint.String())
-	b = text(b, "job", u.Job)
-	b = number(b, "passes", uint64(u.Passes))
-	b = text(b, "source", "journal")
-	b = text(b, "station", u.Station)
-	b = text(b, "unit", u.Unit.String())
-	b = text(b, "verdict", u.Verdict)
+	b = canon.AppendStringField(b, "fingerprint", u.Fingerprint.String())
+	b = canon.AppendStringField(b, "job", u.Job)
+	b = canon.AppendUintField(b, "passes", uint64(u.Passes))
+	b = canon.AppendStringField(b, "source", "journal")
+	b = canon.AppendStringField(b, "station", u.Station)
+	b = canon.AppendStringField(b, "unit", u.Unit.String())
+	b = canon.AppendStringField(b, "verdict", u.Verdict)
 	return append(b, "}\n"...)
 }
 
@@ -96,23 +94,12 @@ func (u UnitLine) Append(b []byte) []byte {
 func (h HeadLine) Append(b []byte) []byte {
 	b = append(b, `{"entries":`...)
 	b = strconv.AppendUint(b, h.Entries, 10)
-	b = text(b, "head", h.Head.String())
-	b = text(b, "journal", h.Journal)
-	b = append(b, `,"last":`...)
-	b = canon.AppendTime(b, h.Last)
-	b = text(b, "source", "head")
-	b = text(b, "station", h.Station)
+	b = canon.AppendStringField(b, "head", h.Head.String())
+	b = canon.AppendStringField(b, "journal", h.Journal)
+	b = canon.AppendTimeField(b, "last", h.Last)
+	b = canon.AppendStringField(b, "source", "head")
+	b = canon.AppendStringField(b, "station", h.Station)
 	return append(b, "}\n"...)
-}
-
-func text(b []byte, name, v string) []byte {
-	b = append(append(append(b, `,"`...), name...), `":`...)
-	return canon.AppendString(b, v)
-}
-
-func number(b []byte, name string, v uint64) []byte {
-	b = append(append(append(b, `,"`...), name...), `":`...)
-	return strconv.AppendUint(b, v, 10)
 }
 
 // stateName is the state in an inventory: a record without states is stored.
