@@ -158,10 +158,11 @@ func (f *SimFixture) Arrive(ctx context.Context) (*Arrival, error) {
 	b.mu.Lock()
 	b.out = make(chan struct{})
 	b.mu.Unlock()
-	context.AfterFunc(ctx, b.close) // once no run has it
+	forget := context.AfterFunc(ctx, b.close) // once no run has it
 	return &Arrival{
 		Device: b.Info().Name, Gone: b.out, Open: b.lend,
 		Taken: func(v provision.Verdict) {
+			forget() // or the worker's context would keep every board of a month
 			if v == provision.Error && b.errors < f.Patience {
 				b.errors++
 				f.again = b

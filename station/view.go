@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/provisiond/provisiond/provision"
+	"github.com/provisiond/provisiond/station/discover"
 	"github.com/provisiond/provisiond/station/views"
 )
 
@@ -71,13 +72,13 @@ type SlotView struct {
 }
 
 // StartMode says what starts a unit in a slot.
-type StartMode string
+type StartMode = discover.Start
 
 // The ways to start a unit.
 const (
-	StartPlug   StartMode = "plug"   // its port appears
-	StartScan   StartMode = "scan"   // its serial number is scanned
-	StartButton StartMode = "button" // somebody presses it
+	StartPlug   = discover.StartPlug   // its port appears
+	StartScan   = discover.StartScan   // its serial number is scanned
+	StartButton = discover.StartButton // somebody presses it
 )
 
 // LotView is what a screen shows of a lot.

@@ -276,7 +276,7 @@ func (d *daemon) specs(cfg *config.File, slots []discover.Slot) []station.Spec {
 	var out []station.Spec
 	for _, s := range slots {
 		spec := station.Spec{
-			Name: s.Name, Port: s.Port.String(), Start: station.StartMode(s.Start), MaxBaud: s.Baud, Key: s.ResetCommand,
+			Name: s.Name, Port: s.Port.String(), Start: s.Start, MaxBaud: s.Baud, Key: s.ResetCommand,
 		}
 		if spec.Start == "" {
 			spec.Start = station.StartMode(cfg.Start)

@@ -16,8 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Start says what starts a unit in a slot. The words are those of package
-// station.
+// Start says what starts a unit in a slot.
 type Start string
 
 // The ways to start.
