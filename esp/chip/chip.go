@@ -189,6 +189,7 @@ type Model struct {
 	UART             UART
 	ROM              ROM
 	Lockdown         Lockdown
+	SecureBoot       SecureBoot
 	// FactorySet names security fields that leave the vendor's factory burned,
 	// so finding them set does not mean that somebody has provisioned the chip.
 	FactorySet   []string

@@ -31,8 +31,11 @@ func TestModelsAreCopies(t *testing.T) {
 	}
 	a.USBWatchdogs()[0].Addr = 1
 	a.Lockdown.Fuses[0].Field = "changed"
+	a.SecureBoot.RevokeFields[0] = "changed"
+	a.SecureBoot.Schemes[0].MinimumRevision = 9999
 	b, _ := chip.ByName("esp32c3")
-	if b.USBWatchdogs()[0].Addr == 1 || b.Lockdown.Fuses[0].Field == "changed" {
+	if b.USBWatchdogs()[0].Addr == 1 || b.Lockdown.Fuses[0].Field == "changed" ||
+		b.SecureBoot.RevokeFields[0] == "changed" || b.SecureBoot.Schemes[0].MinimumRevision == 9999 {
 		t.Error("a caller changed what another one sees")
 	}
 }

@@ -41,6 +41,11 @@ func esp32() Model {
 			WriteProtect: []string{"DIS_CACHE"},
 			ReleaseFuse:  "UART_DOWNLOAD_DIS", ClosedFuse: "UART_DOWNLOAD_DIS", ClosedMinimum: 300,
 		},
+		SecureBoot: SecureBoot{ // needs coding scheme none
+			Schemes:         []SchemeSupport{{Scheme: SignRSA3072}},
+			MinimumRevision: 300, DigestSlots: 1, DigestIn: DigestInBlock2, DigestBytes: 32,
+			EnableField: "ABS_DONE_1",
+		},
 		FactorySet: []string{"CONSOLE_DEBUG_DISABLE"},
 		magic:      []uint32{0x00F01D83},
 	}

@@ -44,6 +44,13 @@ func esp32c3() Model {
 			WriteProtect: []string{"DIS_ICACHE"},
 			ReleaseFuse:  "ENABLE_SECURITY_DOWNLOAD", ClosedFuse: "DIS_DOWNLOAD_MODE",
 		},
+		SecureBoot: SecureBoot{
+			Schemes:         []SchemeSupport{{Scheme: SignRSA3072}},
+			MinimumRevision: 3, DigestSlots: 3, DigestIn: DigestInKeyBlocks, DigestBytes: 32,
+			EnableField:           "SECURE_BOOT_EN",
+			RevokeFields:          []string{"SECURE_BOOT_KEY_REVOKE0", "SECURE_BOOT_KEY_REVOKE1", "SECURE_BOOT_KEY_REVOKE2"},
+			AggressiveRevokeField: "SECURE_BOOT_AGGRESSIVE_REVOKE",
+		},
 		magic: []uint32{0x6921506F, 0x1B31506F, 0x4881606F, 0x4361606F},
 		usbWatchdogs: []RegWrite{
 			{0x600080A8, 0x50D83AA1, 0xFFFFFFFF},
