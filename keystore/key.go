@@ -18,7 +18,8 @@ import (
 // none: the zero Key, or one that was wiped.
 var ErrKeyEmpty = errors.New("keystore: the key is empty or was wiped")
 
-// Key is an opaque flash encryption key. No format verb, marshaller or panic
+// Key is an opaque key of a unit: its flash encryption key, or one that was
+// derived from it (DeriveHMACKey). No format verb, marshaller or panic
 // prints it. Copies share the bytes: Wipe empties all of them. A Key is safe
 // for concurrent use. The zero value holds no key.
 type Key struct{ b *secret.Bytes }

@@ -21,6 +21,10 @@
 // Simulated units stay apart. They have locally administered MACs, which no
 // chip from a factory has. A test store takes only those, any other store none.
 //
+// One secret per unit. The other secrets that a board carries, its OTA token and
+// its HMAC key, are derived from the flash key (Key.DeriveOTAToken,
+// Key.DeriveHMACKey), so that nothing else needs custody.
+//
 // A station needs Create, Confirm, List and AddState. Load is for rework and
 // OTA roles.
 //
@@ -129,8 +133,13 @@ type Meta struct {
 	Station          string
 	Lot              string
 	Created          time.Time
-	Receipt          Receipt
-	States           []State // in the order of Seq
+	// The members of Record of the same names.
+	OTATokenSHA256    *Digest
+	ECIESPublicKey    []byte
+	SecureBootScheme  string
+	SecureBootDigests [][32]byte
+	Receipt           Receipt
+	States            []State // in the order of Seq
 	// Warning says that this is not all that may be known, because a part of the
 	// store could not be asked. Usually empty.
 	Warning string

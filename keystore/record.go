@@ -1,17 +1,20 @@
 package keystore
 
 import (
+	"crypto/ecdh"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/canon"
+	"github.com/provisiond/provisiond/keystore/internal/later"
 )
 
 // SchemaVersion is the schema of the records that this build writes.
@@ -47,6 +50,21 @@ type Record struct {
 	Station          string
 	Lot              string    // may be empty
 	Created          time.Time // UTC
+
+	// Members that came later. What is empty is absent from the encoding.
+
+	// OTATokenSHA256 is the SHA-256 of the unit's OTA token (OTAToken), which is
+	// itself never stored: it is derived from the key. Nil if the unit has none.
+	OTATokenSHA256 *Digest
+	// ECIESPublicKey is the unit's P-256 key for esp_encrypted_img images: X and
+	// Y, big-endian, 64 bytes. Empty if the unit has none.
+	ECIESPublicKey []byte
+	// SecureBootScheme is rsa3072, ecdsa256, ecdsa384 or ecdsa192, and empty while
+	// Secure Boot is off.
+	SecureBootScheme string
+	// SecureBootDigests are the digests of the public keys that the chip trusts,
+	// as burned, in the order of their slots.
+	SecureBootDigests [][32]byte
 }
 
 // Validate checks every field. The chip's name is not looked up: a backend
@@ -79,6 +97,8 @@ func (r Record) Meta() Meta {
 		Scheme: r.Scheme, Fingerprint: r.Fingerprint, FlashCryptConfig: r.FlashCryptConfig,
 		FlashSize: r.FlashSize, Recipe: r.Recipe, RecipeRevision: r.RecipeRevision,
 		RecipeHash: r.RecipeHash, Job: r.Job, Station: r.Station, Lot: r.Lot, Created: r.Created,
+		OTATokenSHA256: r.OTATokenSHA256, ECIESPublicKey: r.ECIESPublicKey,
+		SecureBootScheme: r.SecureBootScheme, SecureBootDigests: r.SecureBootDigests,
 	}
 }
 
@@ -114,7 +134,41 @@ func (m Meta) validate() error {
 	case m.Created.IsZero() || !canon.ValidTime(m.Created):
 		return fieldError("created", "is not set")
 	}
+	return m.validateLater()
+}
+
+// secureBootSchemes are the signature schemes of Secure Boot (esp-facts F.1).
+var secureBootSchemes = []string{"rsa3072", "ecdsa256", "ecdsa384", "ecdsa192"}
+
+func (m Meta) validateLater() error {
+	switch n := len(m.SecureBootDigests); {
+	case m.OTATokenSHA256 != nil && m.OTATokenSHA256.IsZero():
+		return fieldError(later.NameOTAToken, "is zero")
+	case len(m.ECIESPublicKey) > 0 && !onP256(m.ECIESPublicKey):
+		return fieldError(later.NameECIESPublicKey, "is not a point on P-256: X and Y, 64 bytes")
+	case m.SecureBootScheme != "" && !slices.Contains(secureBootSchemes, m.SecureBootScheme):
+		return fieldError(later.NameSecureBoot, "is not one of "+strings.Join(secureBootSchemes, ", "))
+	case (n > 0) != (m.SecureBootScheme != ""):
+		return fieldError(later.NameSecureBootDigest, "and the scheme are both there or both absent")
+	case n > later.MaxDigests:
+		return fieldError(later.NameSecureBootDigest, fmt.Sprintf("has more than %d digests", later.MaxDigests))
+	case slices.Contains(m.SecureBootDigests, [32]byte{}):
+		return fieldError(later.NameSecureBootDigest, "has a digest that is zero")
+	}
 	return nil
+}
+
+func onP256(xy []byte) bool {
+	_, err := ecdh.P256().NewPublicKey(append([]byte{4}, xy...)) // 4: uncompressed point
+	return err == nil
+}
+
+// laterMembers are the members that came later, for the encodings.
+func (m Meta) laterMembers() later.Members {
+	return later.Members{
+		OTATokenSHA256: (*[32]byte)(m.OTATokenSHA256), ECIESPublicKey: m.ECIESPublicKey,
+		SecureBootScheme: m.SecureBootScheme, SecureBootDigests: m.SecureBootDigests,
+	}
 }
 
 func (m Meta) validateTexts() error {
@@ -173,13 +227,13 @@ func fieldError(field, reason string) error {
 
 // MarshalRecord writes the canonical encoding of a valid record: one JSON
 // object without white space, with all fields in a fixed order and bytes in
-// lower-case hex. The result holds the key in plain: seal it and wipe it.
+// lower-case hex. Members that came later are absent when they are empty. The result holds the key in plain: seal it and wipe it.
 func MarshalRecord(r Record) ([]byte, error) {
 	if err := r.Validate(); err != nil {
 		return nil, err
 	}
 	// Large enough never to grow: growing would leave copies of the key behind.
-	b := make([]byte, 0, 1024+6*(len(r.Recipe)+len(r.Job)+len(r.Station)+len(r.Lot))+2*len(r.PartitionTable))
+	b := make([]byte, 0, 2048+6*(len(r.Recipe)+len(r.Job)+len(r.Station)+len(r.Lot))+2*len(r.PartitionTable))
 	b = append(b, `{"schema":`...)
 	b = strconv.AppendInt(b, int64(r.Schema), 10)
 	b = canon.AppendStringField(b, "unit", r.Unit.String())
@@ -205,6 +259,7 @@ func MarshalRecord(r Record) ([]byte, error) {
 	b = canon.AppendStringField(b, "station", r.Station)
 	b = canon.AppendStringField(b, "lot", r.Lot)
 	b = canon.AppendTimeField(b, "created", r.Created)
+	b = r.Meta().laterMembers().Append(b)
 	return append(b, '}'), nil
 }
 
@@ -265,6 +320,9 @@ func parseRecord(in *canon.Reader) (r Record, err error) {
 	r.Lot = in.String("lot")
 	in.Field(false, "created")
 	r.Created = in.Time("created")
+	more := later.Read(in)
+	r.OTATokenSHA256, r.ECIESPublicKey = (*Digest)(more.OTATokenSHA256), more.ECIESPublicKey
+	r.SecureBootScheme, r.SecureBootDigests = more.SecureBootScheme, more.SecureBootDigests
 	if err := in.End(); err != nil {
 		return r, fmt.Errorf("keystore: record: %w", err)
 	}

@@ -180,6 +180,7 @@ func FuzzParseRecord(f *testing.F) {
 	f.Add([]byte(goldenText))
 	f.Add([]byte(strings.Replace(goldenText, `"lot-9"`, `"\"\\ ü"`, 1)))
 	f.Add([]byte(strings.Replace(goldenText, `"schema":1`, `"schema":01`, 1)))
+	f.Add([]byte(strings.TrimSuffix(goldenText, "}") + laterText))
 	r := goldenRecord(f)
 	r.Chip, r.Scheme, r.FlashCryptConfig = "esp32", chip.SchemeESP32, 9
 	b, err := keystore.MarshalRecord(r)
@@ -246,6 +247,74 @@ func TestErrorsNameTheNextStep(t *testing.T) {
 	for _, err := range []error{keystore.CheckUnit(chip.MAC{0x24}, true), keystore.CheckUnit(chip.MAC{2}, false)} {
 		if !errors.Is(err, keystore.ErrTestUnit) || !strings.Contains(fmt.Sprint(err), "use ") {
 			t.Errorf("%v", err)
+		}
+	}
+}
+
+// laterText is what the members that came later add to the golden text.
+const laterText = `,"ota_token_sha256":"80673fed200ec9123603bdc727c5d7aa8cdfa7063d96488ccd9fdf6ae4b0ffcb",` +
+	`"ecies_public_key":"6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296` +
+	`4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5",` +
+	`"secure_boot_scheme":"rsa3072","secure_boot_digests":"` +
+	`0101010101010101010101010101010101010101010101010101010101010101 ` +
+	`0202020202020202020202020202020202020202020202020202020202020202"}`
+
+func laterRecord(t testing.TB) keystore.Record {
+	t.Helper()
+	r := goldenRecord(t)
+	digest, err := keystore.ParseDigest("80673fed200ec9123603bdc727c5d7aa8cdfa7063d96488ccd9fdf6ae4b0ffcb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.OTATokenSHA256 = &digest
+	r.ECIESPublicKey = unhex(t, "6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"+ // the base point of P-256
+		"4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5")
+	r.SecureBootScheme = "rsa3072"
+	r.SecureBootDigests = [][32]byte{[32]byte(bytes.Repeat([]byte{1}, 32)), [32]byte(bytes.Repeat([]byte{2}, 32))}
+	return r
+}
+
+// TestLaterMembers holds the text of the members that came later; those of old
+// records stay as they were (TestMarshalRecord).
+func TestLaterMembers(t *testing.T) {
+	full := strings.TrimSuffix(goldenText, "}") + laterText
+	r := laterRecord(t)
+	b, err := keystore.MarshalRecord(r)
+	if err != nil || string(b) != full {
+		t.Fatalf("%s, %v", b, err)
+	}
+	got, err := keystore.ParseRecord(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprintf("%+v", got.Meta()) != fmt.Sprintf("%+v", r.Meta()) || *got.OTATokenSHA256 != *r.OTATokenSHA256 {
+		t.Errorf("parsed: %+v", got.Meta())
+	}
+	for name, c := range map[string]struct{ from, to, word string }{
+		"token empty":    {`"ota_token_sha256":"80673fed`, `"ota_token_sha256":"","x":"`, "ota_token_sha256"},
+		"token short":    {`"80673fed`, `"673fed`, "ota_token_sha256"},
+		"token capital":  {`"80673fed`, `"80673FED`, "ota_token_sha256"},
+		"token zero":     {`80673fed200ec9123603bdc727c5d7aa8cdfa7063d96488ccd9fdf6ae4b0ffcb`, strings.Repeat("0", 64), "ota_token_sha256"},
+		"order":          {`"ota_token_sha256"`, `"secure_boot_scheme":"rsa3072","ota_token_sha256"`, "end"},
+		"twice":          {`,"secure_boot_scheme":"rsa3072"`, `,"secure_boot_scheme":"rsa3072","secure_boot_scheme":"rsa3072"`, "end"},
+		"not on curve":   {`6b17d1f2`, `6b17d1f3`, "ecies_public_key"},
+		"half a point":   {`4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5`, ``, "ecies_public_key"},
+		"no scheme":      {`"secure_boot_scheme":"rsa3072",`, ``, "secure_boot_digests"},
+		"empty scheme":   {`"rsa3072"`, `""`, "secure_boot_scheme"},
+		"other scheme":   {`"rsa3072"`, `"rsa2048"`, "secure_boot_scheme"},
+		"no digests":     {laterText[strings.Index(laterText, `,"secure_boot_digests"`):], `}`, "secure_boot_digests"},
+		"two spaces":     {` 0202`, `  0202`, "secure_boot_digests"},
+		"digest cut":     {` 0202`, ` 02`, "secure_boot_digests"},
+		"digest zero":    {strings.Repeat("02", 32), strings.Repeat("00", 32), "secure_boot_digests"},
+		"four digests":   {` 0202`, strings.Repeat(" "+strings.Repeat("03", 32), 2) + ` 0202`, "secure_boot_digests"},
+		"unknown member": {laterText, `,"x":"y"}`, "end"},
+	} {
+		text := strings.Replace(full, c.from, c.to, 1)
+		if text == full {
+			t.Fatalf("%s: changes nothing", name)
+		}
+		if _, err := keystore.ParseRecord([]byte(text)); err == nil || !strings.Contains(err.Error(), c.word) {
+			t.Errorf("%s: %v, want a word about %s", name, err, c.word)
 		}
 	}
 }

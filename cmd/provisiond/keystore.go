@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -111,15 +112,19 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 		return err
 	}
 	type unitJSON struct {
-		Unit        string `json:"unit"`
-		Chip        string `json:"chip"`
-		Fingerprint string `json:"key_fingerprint"`
-		KeyRef      string `json:"key_ref"`
-		State       string `json:"state"`
-		Recipe      string `json:"recipe"`
-		Revision    int    `json:"recipe_revision"`
-		Created     string `json:"created"`
-		Warning     string `json:"warning,omitempty"`
+		Unit        string           `json:"unit"`
+		Chip        string           `json:"chip"`
+		Fingerprint string           `json:"key_fingerprint"`
+		KeyRef      string           `json:"key_ref"`
+		State       string           `json:"state"`
+		Recipe      string           `json:"recipe"`
+		Revision    int              `json:"recipe_revision"`
+		Created     string           `json:"created"`
+		OTAToken    *keystore.Digest `json:"ota_token_sha256,omitempty"`
+		ECIES       string           `json:"ecies_public_key,omitempty"`
+		Scheme      string           `json:"secure_boot_scheme,omitempty"`
+		Digests     []string         `json:"secure_boot_digests,omitempty"`
+		Warning     string           `json:"warning,omitempty"`
 	}
 	rows := []unitJSON{}
 	units := s.Units(a.ctx)
@@ -150,9 +155,14 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 			if state == "" {
 				state = "stored"
 			}
+			var digests []string
+			for _, d := range m.SecureBootDigests {
+				digests = append(digests, hex.EncodeToString(d[:]))
+			}
 			rows = append(rows, unitJSON{
 				mac.String(), m.Chip, m.Fingerprint.String(), m.Receipt.Ref, state,
-				m.Recipe, m.RecipeRevision, m.Created.Format("2006-01-02T15:04:05Z"), m.Receipt.Warning,
+				m.Recipe, m.RecipeRevision, m.Created.Format("2006-01-02T15:04:05Z"),
+				m.OTATokenSHA256, hex.EncodeToString(m.ECIESPublicKey), m.SecureBootScheme, digests, m.Receipt.Warning,
 			})
 		}
 	}
@@ -171,6 +181,9 @@ func (c *keystoreDescribeCmd) Run(a *app) error {
 	}
 	for _, r := range rows {
 		_, _ = fmt.Fprintf(a.out, "%s  %-8s  %-17s  key %.16s…  %s\n", r.Unit, r.Chip, r.State, r.Fingerprint, r.Recipe)
+		if r.Scheme != "" {
+			_, _ = fmt.Fprintf(a.out, "  Secure Boot %s, %d key digests\n", r.Scheme, len(r.Digests))
+		}
 		if r.Warning != "" {
 			_, _ = fmt.Fprintf(a.out, "  warning: %s\n", r.Warning)
 		}

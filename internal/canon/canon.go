@@ -268,6 +268,17 @@ func (r *Reader) Field(first bool, name string) {
 	r.pos += n + 4
 }
 
+// Optional reads the fixed text up to the value of a member that may be absent:
+// a comma, the quoted name and the colon. It is false, and nothing is read, if
+// another member or the end is here.
+func (r *Reader) Optional(name string) bool {
+	if r.err != nil || !bytes.HasPrefix(r.b[r.pos:], []byte(`,"`+name+`":`)) {
+		return false
+	}
+	r.pos += len(name) + 4
+	return true
+}
+
 const notHere = "this field is not here: fields have a fixed order and nothing lies between them"
 
 // End reads the last brace and demands the end of the text.

@@ -17,6 +17,7 @@ import (
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/canon"
 	"github.com/provisiond/provisiond/keystore"
+	"github.com/provisiond/provisiond/keystore/internal/later"
 )
 
 // Limits of what is read.
@@ -68,6 +69,10 @@ func (h header) text() []byte {
 	b = canon.AppendStringField(b, "station", m.Station)
 	b = canon.AppendStringField(b, "lot", m.Lot)
 	b = canon.AppendTimeField(b, "created", m.Created)
+	b = later.Members{
+		OTATokenSHA256: (*[32]byte)(m.OTATokenSHA256), ECIESPublicKey: m.ECIESPublicKey,
+		SecureBootScheme: m.SecureBootScheme, SecureBootDigests: m.SecureBootDigests,
+	}.Append(b)
 	b = canon.AppendUintField(b, "seq", uint64(h.seq))
 	b = canon.AppendStringField(b, "record_sha256", hex.EncodeToString(h.recordSHA256[:]))
 	b = canon.AppendTimeField(b, "sealed", h.sealed)
@@ -114,6 +119,9 @@ func parseHeader(line []byte) (header, error) {
 	m.Lot = in.String("lot")
 	in.Field(false, "created")
 	m.Created = in.Time("created")
+	more := later.Read(in)
+	m.OTATokenSHA256, m.ECIESPublicKey = (*keystore.Digest)(more.OTATokenSHA256), more.ECIESPublicKey
+	m.SecureBootScheme, m.SecureBootDigests = more.SecureBootScheme, more.SecureBootDigests
 	in.Field(false, "seq")
 	h.seq = int(in.Uint("seq", 1<<31-1))
 	in.Field(false, "record_sha256")

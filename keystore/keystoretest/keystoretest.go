@@ -6,6 +6,8 @@ package keystoretest
 
 import (
 	"context"
+	"crypto/ecdh"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -62,6 +64,7 @@ func Run(t *testing.T, h Harness) {
 		{"Info", testInfo},
 		{"CreateConfirmLoad", testCreateConfirmLoad},
 		{"Schemes", testSchemes},
+		{"LaterMembers", testLaterMembers},
 		{"CreateRefusesInvalid", testCreateRefusesInvalid},
 		{"CreateIsIdempotent", testCreateIsIdempotent},
 		{"CreateOnly", testCreateOnly},
@@ -202,6 +205,76 @@ func testSchemes(t *testing.T, h Harness) {
 	}
 }
 
+// WithLaterMembers gives a record every member that old records do not have.
+func WithLaterMembers(t testing.TB, r keystore.Record) keystore.Record {
+	t.Helper()
+	token, err := r.Key.DeriveOTAToken(r.Unit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := token.SHA256()
+	point, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.OTATokenSHA256, r.ECIESPublicKey = &digest, point.PublicKey().Bytes()[1:]
+	r.SecureBootScheme = "rsa3072"
+	r.SecureBootDigests = [][32]byte{sha256.Sum256([]byte("one")), sha256.Sum256([]byte("two"))}
+	return r
+}
+
+// testLaterMembers: what a record may lack is kept, shown without the key, and
+// part of what makes two records differ.
+func testLaterMembers(t *testing.T, h Harness) {
+	s := h.New(t, true)
+	full := WithLaterMembers(t, NewRecord(t, Simulated(1)))
+	token := WithLaterMembers(t, NewRecord(t, Simulated(2)))
+	token.ECIESPublicKey, token.SecureBootScheme, token.SecureBootDigests = nil, "", nil
+	bare := NewRecord(t, Simulated(3))
+	for _, r := range []keystore.Record{full, token, bare} {
+		first := create(t, s, r)
+		if again := create(t, s, r); again != first {
+			t.Errorf("the second receipt differs: %+v, %+v", first, again)
+		}
+	}
+	look := func(when string) {
+		for _, r := range []keystore.Record{full, token, bare} {
+			got, err := s.Load(t.Context(), r.Unit, r.Fingerprint)
+			if err != nil || marshal(t, got) != marshal(t, r) {
+				t.Errorf("%s: load: %v", when, err)
+			}
+			metas, err := s.List(t.Context(), r.Unit)
+			if err != nil || len(metas) != 1 {
+				t.Fatalf("%s: %+v, %v", when, metas, err)
+			}
+			want := r.Meta()
+			want.Receipt = metas[0].Receipt
+			if got := metas[0]; fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
+				t.Errorf("%s: listed:\n%+v\nwant:\n%+v", when, got, want)
+			}
+		}
+	}
+	look("created")
+	for name, change := range map[string]func(*keystore.Record){
+		"no token":      func(r *keystore.Record) { r.OTATokenSHA256 = nil },
+		"another token": func(r *keystore.Record) { r.OTATokenSHA256 = &keystore.Digest{1} },
+		"no ECIES key":  func(r *keystore.Record) { r.ECIESPublicKey = nil },
+		"one digest":    func(r *keystore.Record) { r.SecureBootDigests = r.SecureBootDigests[:1] },
+		"the other order": func(r *keystore.Record) {
+			r.SecureBootDigests = [][32]byte{r.SecureBootDigests[1], r.SecureBootDigests[0]}
+		},
+		"another scheme": func(r *keystore.Record) { r.SecureBootScheme = "ecdsa256" },
+	} {
+		changed := full
+		change(&changed)
+		_, err := s.Create(t.Context(), changed)
+		wantErr(t, "create with "+name, err, keystore.ErrExists)
+	}
+	s = h.Reopen(t, s)
+	t.Cleanup(func() { _ = s.Close() })
+	look("reopened")
+}
+
 func testCreateRefusesInvalid(t *testing.T, h Harness) {
 	s := open(t, h)
 	other, _ := keystore.Generate(chip.SchemeXTS128)
@@ -212,6 +285,7 @@ func testCreateRefusesInvalid(t *testing.T, h Harness) {
 		"schema":            func(r *keystore.Record) { r.Schema++ },
 		"not marked":        func(r *keystore.Record) { r.Simulated = false },
 		"no job":            func(r *keystore.Record) { r.Job = "" },
+		"half a point":      func(r *keystore.Record) { r.ECIESPublicKey = make([]byte, 32) },
 	} {
 		r := NewRecord(t, Simulated(1))
 		spoil(&r)

@@ -14,6 +14,7 @@ import (
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/canon"
 	"github.com/provisiond/provisiond/keystore"
+	"github.com/provisiond/provisiond/keystore/internal/later"
 )
 
 // formatVersion is the version of the file's layout.
@@ -96,6 +97,10 @@ func (r row) text() []byte {
 	b = canon.AppendStringField(b, "station", m.Station)
 	b = canon.AppendStringField(b, "lot", m.Lot)
 	b = canon.AppendTimeField(b, "created", m.Created)
+	b = later.Members{
+		OTATokenSHA256: (*[32]byte)(m.OTATokenSHA256), ECIESPublicKey: m.ECIESPublicKey,
+		SecureBootScheme: m.SecureBootScheme, SecureBootDigests: m.SecureBootDigests,
+	}.Append(b)
 	b = canon.AppendStringField(b, "sealed_sha256", fmt.Sprintf("%x", r.sealedSHA256))
 	b = canon.AppendUintField(b, "seq", r.seq)
 	return append(canon.AppendTimeField(b, "stored", r.stored), '}')
@@ -138,6 +143,9 @@ func parseRow(b []byte) (r row, err error) {
 	m.Lot = in.String("lot")
 	in.Field(false, "created")
 	m.Created = in.Time("created")
+	more := later.Read(in)
+	m.OTATokenSHA256, m.ECIESPublicKey = (*keystore.Digest)(more.OTATokenSHA256), more.ECIESPublicKey
+	m.SecureBootScheme, m.SecureBootDigests = more.SecureBootScheme, more.SecureBootDigests
 	in.Field(false, "sealed_sha256")
 	r.sealedSHA256 = hash(in, "sealed_sha256")
 	in.Field(false, "seq")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/keystore"
+	"github.com/provisiond/provisiond/keystore/internal/later"
 )
 
 // cas0 begins every write: create, or fail.
@@ -47,7 +48,7 @@ func encodeRecord(r keystore.Record) (body []byte, digest string, err error) {
 
 // clearFields are the names in "clear": what may be seen of a record.
 func clearFields(m keystore.Meta, schema int, digest string) []string {
-	return []string{
+	names := []string{
 		"sha256=" + digest,
 		"schema=" + strconv.Itoa(schema),
 		"simulated=" + strconv.FormatBool(m.Simulated),
@@ -66,6 +67,31 @@ func clearFields(m keystore.Meta, schema int, digest string) []string {
 		"lot=" + m.Lot,
 		"created=" + m.Created.UTC().Format(time.RFC3339Nano),
 	}
+	for _, t := range laterMembers(m).Texts() {
+		names = append(names, t.Name+"="+t.Value)
+	}
+	return names
+}
+
+// laterMembers are the members that are absent when they are empty.
+func laterMembers(m keystore.Meta) later.Members {
+	return later.Members{
+		OTATokenSHA256: (*[32]byte)(m.OTATokenSHA256), ECIESPublicKey: m.ECIESPublicKey,
+		SecureBootScheme: m.SecureBootScheme, SecureBootDigests: m.SecureBootDigests,
+	}
+}
+
+// readLater reads the members that may be absent; get gives a member's text.
+func readLater(get func(name string) (string, bool)) (later.Members, error) {
+	var more later.Members
+	for _, name := range []string{later.NameOTAToken, later.NameECIESPublicKey, later.NameSecureBoot, later.NameSecureBootDigest} {
+		if text, ok := get(name); ok {
+			if reason := more.Set(name, text); reason != "" {
+				return later.Members{}, fmt.Errorf("%s %s", name, reason)
+			}
+		}
+	}
+	return more, nil
 }
 
 // header is what subkeys tell about a record.
@@ -112,6 +138,12 @@ func parseClear(names map[string]any) (header, error) {
 	m.Recipe, m.RecipeRevision, m.RecipeHash = values["recipe"], int(number("recipe_revision", 31)), values["recipe_hash"]
 	m.Job, m.Station, m.Lot = values["job"], values["station"], values["lot"]
 	schema := int(number("schema", 16))
+	more, err := readLater(func(name string) (string, bool) { v, ok := values[name]; return v, ok })
+	if err != nil {
+		errs = append(errs, fmt.Errorf("clear name %w", err))
+	}
+	m.OTATokenSHA256, m.ECIESPublicKey = (*keystore.Digest)(more.OTATokenSHA256), more.ECIESPublicKey
+	m.SecureBootScheme, m.SecureBootDigests = more.SecureBootScheme, more.SecureBootDigests
 	if err := errors.Join(errs...); err != nil {
 		return header{}, err
 	}
@@ -149,7 +181,24 @@ type recordJSON struct {
 	Lot              string          `json:"lot"`
 	Created          string          `json:"created"`
 
+	OTATokenSHA256    *string `json:"ota_token_sha256"`
+	ECIESPublicKey    *string `json:"ecies_public_key"`
+	SecureBootScheme  *string `json:"secure_boot_scheme"`
+	SecureBootDigests *string `json:"secure_boot_digests"`
+
 	Clear map[string]any `json:"clear"`
+}
+
+// later gives the text of a member that may be absent.
+func (j recordJSON) later(name string) (string, bool) {
+	text := map[string]*string{
+		later.NameOTAToken: j.OTATokenSHA256, later.NameECIESPublicKey: j.ECIESPublicKey,
+		later.NameSecureBoot: j.SecureBootScheme, later.NameSecureBootDigest: j.SecureBootDigests,
+	}[name]
+	if text == nil {
+		return "", false
+	}
+	return *text, true
 }
 
 // decodeRecord reads a record's data, checks it against its clear names and its
@@ -174,12 +223,16 @@ func decodeRecord(data []byte, unit chip.MAC, fp keystore.Fingerprint) (keystore
 		Recipe: j.Recipe, RecipeRevision: j.RecipeRevision, RecipeHash: j.RecipeHash,
 		Job: j.Job, Station: j.Station, Lot: j.Lot,
 	}
-	var errs [5]error
+	var errs [6]error
 	r.Unit, errs[0] = chip.ParseMAC(j.Unit)
 	r.Fingerprint, errs[1] = keystore.ParseFingerprint(j.Fingerprint)
 	r.Created, errs[2] = time.Parse(time.RFC3339Nano, j.Created)
 	r.PartitionTable, errs[3] = hex.DecodeString(j.PartitionTable)
 	r.Key, errs[4] = decodeKey(j.Key)
+	var more later.Members
+	more, errs[5] = readLater(j.later)
+	r.OTATokenSHA256, r.ECIESPublicKey = (*keystore.Digest)(more.OTATokenSHA256), more.ECIESPublicKey
+	r.SecureBootScheme, r.SecureBootDigests = more.SecureBootScheme, more.SecureBootDigests
 	for _, err := range errs {
 		if err != nil {
 			r.Key.Wipe()
