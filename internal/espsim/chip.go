@@ -25,6 +25,9 @@ type Options struct {
 	// again and again, about once a second.
 	AppPrints string
 	AppLoop   bool
+	// Rollback and AntiRollback say how bootloader and app were built
+	// (CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE and _ANTI_ROLLBACK).
+	Rollback, AntiRollback bool
 	// CodingScheme of an ESP32: 0 none, 1 3/4, 2 repeat, 3 none (recovery).
 	CodingScheme int
 	// Blank leaves out every factory word but the MAC, its CRC, the revision and
@@ -74,6 +77,7 @@ type Chip struct {
 	ignored  int           // resets that were ignored so far
 	state    bootrom.State // 0 while off or in reset
 	boot     bootrom.Output
+	resets   int // counts boots, so that an App of an earlier one is known
 	loop     *time.Timer
 	ld       loader
 

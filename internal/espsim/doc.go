@@ -46,6 +46,12 @@
 // In BLOCK0 of the newer chips WR_DIS exists once and the other words four times
 // (TRM); how the copies vote is not published: here two of four make a 1.
 //
+// # Updates
+//
+// [Chip.App] is the app that runs, with the flash as its code sees it and ESP-IDF's
+// functions for updates: the chip's own key decides whether an image in a slot is
+// one. The second stage keeps otadata as ESP-IDF's does with Options.Rollback.
+//
 // # Faults
 //
 // A specification is a list of name=value, with commas between:

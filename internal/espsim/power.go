@@ -128,7 +128,18 @@ func (c *Chip) coreReset(reason int) {
 	c.fuse.reset()
 	c.regs = maps.Clone(c.si.reset)
 	c.rate = romBaud
-	c.boot = bootrom.Boot(bootrom.Input{
+	c.boot = bootrom.Boot(c.bootInput(reason))
+	c.resets++
+	c.settleBoot()
+	c.state = c.boot.State
+	c.ld = loader{flashSize: romFlashSize, secure: c.state == bootrom.SecureDownload}
+	c.emit(c.boot.Text)
+	c.armLoop()
+}
+
+// bootInput is the chip as a boot finds it.
+func (c *Chip) bootInput(reason int) bootrom.Input {
+	return bootrom.Input{
 		Model: c.model, Revision: c.revision,
 		Flash: c.flash, FlashSize: c.flash.Size(),
 		FlashCryptCount:  uint32(c.fuse.field(c.model.EFuse.FlashCryptCount)),
@@ -140,11 +151,9 @@ func (c *Chip) coreReset(reason int) {
 		ResetReason:      reason,
 		AppPrints:        c.opt.AppPrints,
 		UARTPrintOff:     c.si.printControl != "" && c.fuse.field(c.si.printControl) == 3,
-	})
-	c.state = c.boot.State
-	c.ld = loader{flashSize: romFlashSize, secure: c.state == bootrom.SecureDownload}
-	c.emit(c.boot.Text)
-	c.armLoop()
+		Rollback:         c.opt.Rollback, AntiRollback: c.opt.AntiRollback,
+		SecureVersion: c.secureVersion(),
+	}
 }
 
 // hang is a chip that does nothing any more until a reset.

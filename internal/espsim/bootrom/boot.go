@@ -25,12 +25,12 @@ func Boot(in Input) Output {
 		return Output{Text: b.out.Bytes(), State: state}
 	}
 	again := b.run()
-	out := Output{Text: bytes.Clone(b.out.Bytes()), State: Running}
+	out := Output{Text: bytes.Clone(b.out.Bytes()), State: Running, App: b.app, Writes: b.writes, SecureVersion: b.burn}
 	if again != 0 {
 		b.out.Reset()
 		b.banner(again)
 		b.run()
-		out.State = Looping
+		out.State, out.App = Looping, Partition{}
 		if b.out.Len() > 0 {
 			out.Loop = b.out.Bytes()
 		}
@@ -146,6 +146,11 @@ type boot struct {
 	flash *flashView
 	out   bytes.Buffer
 	clock int // milliseconds in the second stage's log lines
+
+	app     Partition // that was loaded
+	initial bool      // otadata was never written, and is to be
+	writes  []Write
+	burn    uint32 // the secure version to burn; 0: none
 }
 
 // say prints as the mask ROM.

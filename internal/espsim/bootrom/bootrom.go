@@ -42,9 +42,18 @@
 //     flashing tools patch it there.
 //   - A partition table without MD5 row passes the bootloader, as in ESP-IDF.
 //     The app then stops with "No MD5 found in partition table".
-//   - The bootloader was built without rollback and anti-rollback, and it writes
-//     nothing: where ESP-IDF would write otadata (no factory app and an initial
-//     otadata), the flash stays as it is.
+//   - The bootloader was built without rollback and anti-rollback unless [Input]
+//     says otherwise, and then it writes nothing: where ESP-IDF would write otadata
+//     (no factory app and an initial otadata), the flash stays as it is.
+//
+// # Updates
+//
+// A boot changes nothing itself. What the second stage writes to otadata (a new app
+// becomes PENDING_VERIFY, an app that was not confirmed ABORTED; esp-facts D.4, G.4)
+// stands in [Output].Writes, encrypted by the chip's key, and so does the secure
+// version it burns. [OpenApps] is the app's own view, with what ESP-IDF's
+// esp_ota_ops do in it: the image in a slot is checked through decryption, as at a
+// boot, before otadata is written.
 //
 // Secure Boot is not simulated yet. Its place is [Input], for the digest and the
 // enable bit, and the end of the ROM's image check.
@@ -82,6 +91,12 @@ type Input struct {
 	DownloadStrap    bool // GPIO0 (ESP32) or GPIO9 (ESP32-C3) low at the reset
 	DownloadDisabled bool // UART_DOWNLOAD_DIS or DIS_DOWNLOAD_MODE
 	SecureDownload   bool // ENABLE_SECURITY_DOWNLOAD; the ESP32 has no such mode
+
+	// Rollback and AntiRollback say how bootloader and app were built
+	// (CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE, CONFIG_BOOTLOADER_APP_ANTI_ROLLBACK;
+	// the second needs the first).
+	Rollback, AntiRollback bool
+	SecureVersion          uint32 // the number of bits set in the SECURE_VERSION fuses
 
 	ResetReason  int    // as the ROM prints it; 0 stands for 1, power-on
 	AppPrints    string // what the app prints once it runs, without line end; nothing if empty
@@ -122,4 +137,8 @@ type Output struct {
 	Text  []byte // printed once, at 115200 baud
 	Loop  []byte // what a boot loop prints after it, again and again; nil if nothing
 	State State
+
+	App           Partition // the app that runs; the zero value unless State is Running
+	Writes        []Write   // what the second stage writes to the flash, in this order
+	SecureVersion uint32    // what SECURE_VERSION is raised to; 0: nothing is burned
 }

@@ -2,6 +2,7 @@ package bootrom
 
 import (
 	"crypto/aes"
+	"crypto/cipher"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ type flashView struct {
 	raw     io.ReaderAt
 	size    uint32
 	decrypt func(addr uint32, u *[unit]byte) // nil: raw
+	encrypt func(addr uint32, u *[unit]byte) // its inverse, for what the chip writes
 }
 
 func newFlashView(in Input) *flashView {
@@ -38,9 +40,9 @@ func newFlashView(in Input) *flashView {
 	}
 	switch in.Model.Scheme {
 	case chip.SchemeESP32:
-		v.decrypt = esp32Decrypt(key, in.FlashCryptConfig)
+		v.decrypt, v.encrypt = esp32Cipher(key, in.FlashCryptConfig)
 	case chip.SchemeXTS128:
-		v.decrypt = xtsDecrypt(key)
+		v.decrypt, v.encrypt = xtsCipher(key)
 	default:
 		panic(fmt.Sprintf("bootrom: no cipher for %s: add the scheme %q here", in.Model.Name, in.Model.Scheme))
 	}
@@ -66,11 +68,30 @@ func (v *flashView) read(addr, n uint32) ([]byte, error) {
 	return buf[addr-first:][:n], nil
 }
 
-// esp32Decrypt is the ESP32's flash encryption, read backwards (esp-facts C.1,
-// ESP-IDF docs/en/security/flash-encryption.rst "Flash Encryption Algorithm"):
-// each 16-byte block is byte-reversed, goes through the AES *encrypt* operation
-// under a key of its 32-byte unit, and is byte-reversed again.
-func esp32Decrypt(key []byte, config uint32) func(uint32, *[unit]byte) {
+// stored is what the flash holds after the chip wrote data to an erased place: of
+// a unit that data fills in part only, the rest stays erased.
+func (v *flashView) stored(addr uint32, data []byte) []byte {
+	out := slices.Clone(data)
+	if v.encrypt == nil {
+		return out
+	}
+	for done := 0; done < len(data); {
+		at := addr + uint32(done)
+		var u [unit]byte
+		n := copy(u[at%unit:], data[done:])
+		v.encrypt(at/unit*unit, &u)
+		copy(out[done:done+n], u[at%unit:])
+		done += n
+	}
+	return out
+}
+
+// esp32Cipher is the ESP32's flash encryption, in which AES stands backwards (esp-facts
+// C.1, ESP-IDF docs/en/security/flash-encryption.rst "Flash Encryption
+// Algorithm"): each 16-byte block is byte-reversed, goes through AES under a key of
+// its 32-byte unit, and is byte-reversed again. What decrypts flash is the AES
+// *encrypt* operation.
+func esp32Cipher(key []byte, config uint32) (decrypt, encrypt func(uint32, *[unit]byte)) {
 	switch len(key) {
 	case 24: // the 3/4 coding scheme: bytes 8..15 serve twice
 		key = slices.Concat(key, key[8:16])
@@ -78,21 +99,24 @@ func esp32Decrypt(key []byte, config uint32) func(uint32, *[unit]byte) {
 	default:
 		panic(fmt.Sprintf("bootrom: an ESP32 flash key of %d bytes: 32, or 24 with the 3/4 coding scheme", len(key)))
 	}
-	return func(addr uint32, u *[unit]byte) {
-		for half := uint32(0); half < unit; half += 32 {
-			tweaked := esp32UnitKey(key, config, addr+half)
-			block, err := aes.NewCipher(tweaked)
-			if err != nil {
-				panic(err) // 32 bytes always make a key
-			}
-			for i := half; i < half+32; i += aes.BlockSize {
-				b := u[i : i+aes.BlockSize]
-				slices.Reverse(b)
-				block.Encrypt(b, b)
-				slices.Reverse(b)
+	with := func(op func(c cipher.Block, dst, src []byte)) func(uint32, *[unit]byte) {
+		return func(addr uint32, u *[unit]byte) {
+			for half := uint32(0); half < unit; half += 32 {
+				tweaked := esp32UnitKey(key, config, addr+half)
+				block, err := aes.NewCipher(tweaked)
+				if err != nil {
+					panic(err) // 32 bytes always make a key
+				}
+				for i := half; i < half+32; i += aes.BlockSize {
+					b := u[i : i+aes.BlockSize]
+					slices.Reverse(b)
+					op(block, b, b)
+					slices.Reverse(b)
+				}
 			}
 		}
 	}
+	return with(cipher.Block.Encrypt), with(cipher.Block.Decrypt)
 }
 
 // esp32UnitKey XORs address bits into the key, bit by bit as the documentation
@@ -137,10 +161,10 @@ var esp32AddressBits = func() []uint {
 	return list
 }()
 
-// xtsDecrypt is the XTS-AES scheme of the later chips (esp-facts C.2): the whole
+// xtsCipher is the XTS-AES scheme of the later chips (esp-facts C.2): the whole
 // 128-byte unit is byte-reversed, goes through standard XTS with the unit's flash
 // address as data unit number, and is byte-reversed again.
-func xtsDecrypt(key []byte) func(uint32, *[unit]byte) {
+func xtsCipher(key []byte) (decrypt, encrypt func(uint32, *[unit]byte)) {
 	if len(key) != 32 {
 		panic(fmt.Sprintf("bootrom: an XTS-AES-128 flash key of %d bytes, want 32", len(key)))
 	}
@@ -148,11 +172,14 @@ func xtsDecrypt(key []byte) func(uint32, *[unit]byte) {
 	if err != nil {
 		panic(err) // 32 bytes always make a key
 	}
-	return func(addr uint32, u *[unit]byte) {
-		slices.Reverse(u[:])
-		c.Decrypt(u[:], u[:], uint64(addr))
-		slices.Reverse(u[:])
+	with := func(op func(c *xts.Cipher, dst, src []byte, sector uint64)) func(uint32, *[unit]byte) {
+		return func(addr uint32, u *[unit]byte) {
+			slices.Reverse(u[:])
+			op(c, u[:], u[:], uint64(addr))
+			slices.Reverse(u[:])
+		}
 	}
+	return with((*xts.Cipher).Decrypt), with((*xts.Cipher).Encrypt)
 }
 
 // le16 and le32 read the little-endian words of all these formats.

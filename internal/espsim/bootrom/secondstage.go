@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"crypto/md5" //nolint:gosec // the partition table's own checksum
 	"fmt"
-	"hash/crc32"
-	"math"
 )
 
 // The partition table (esp-facts D.3, ESP-IDF
@@ -71,6 +69,13 @@ func (b *boot) secondStage(h imageHeader) bool {
 		b.errorf("partition", "No MD5 found in partition table")
 		b.errorf("partition", "load_partitions returned 0x105")
 		return false
+	}
+	if d, ok := b.describe(partition{b.app.Offset, b.app.Size}); ok {
+		b.infof("app_init", "Project name:     %s", d.project)
+		b.infof("app_init", "App version:      %s", d.version)
+		if b.in.AntiRollback {
+			b.infof("app_init", "Secure version:   %d", d.secureVersion)
+		}
 	}
 	if b.in.AppPrints != "" {
 		b.out.WriteString(b.in.AppPrints + "\r\n")
@@ -182,62 +187,6 @@ func printable(label []byte) string {
 	}, label))
 }
 
-// otaEntry is one of the two otadata entries (esp-facts D.4).
-type otaEntry struct{ seq, state, crc uint32 }
-
-const (
-	otaInvalid = 3
-	otaAborted = 4
-)
-
-func (e otaEntry) blank() bool {
-	return e.seq == math.MaxUint32 || e.state == otaInvalid || e.state == otaAborted
-}
-
-func (e otaEntry) valid() bool {
-	seq := []byte{byte(e.seq), byte(e.seq >> 8), byte(e.seq >> 16), byte(e.seq >> 24)}
-	return !e.blank() && e.crc == crc32.Update(math.MaxUint32, crc32.IEEETable, seq)
-}
-
-// selectApp picks where to start looking for an app, by otadata.
-func (b *boot) selectApp(t table) int {
-	if t.otaData.offset == 0 {
-		return factoryIndex
-	}
-	if t.otaData.size < 2*sectorSize {
-		b.errorf("boot", "ota_info partition size %d is too small (minimum %d bytes)", t.otaData.size, 2*sectorSize)
-		return invalidIndex
-	}
-	var e [2]otaEntry
-	for i := range e {
-		at := t.otaData.offset + uint32(i)*sectorSize
-		raw, err := b.flash.read(at, 32)
-		if err != nil {
-			b.errorf("boot", "bootloader_mmap(0x%x, 0x%x) failed", t.otaData.offset, t.otaData.size)
-			return invalidIndex
-		}
-		e[i] = otaEntry{seq: le32(raw), state: le32(raw[24:]), crc: le32(raw[28:])}
-	}
-	switch {
-	case e[0].blank() && e[1].blank() || t.apps == 0:
-		if t.factory.offset != 0 {
-			b.infof("boot", "Defaulting to factory image")
-			return factoryIndex
-		}
-		b.infof("boot", "No factory image, trying OTA 0")
-		return 0
-	case e[0].valid() && (!e[1].valid() || e[0].seq >= e[1].seq):
-		return int((e[0].seq - 1) % uint32(t.apps))
-	case e[1].valid():
-		return int((e[1].seq - 1) % uint32(t.apps))
-	case t.factory.offset != 0:
-		b.errorf("boot", "ota data partition invalid, falling back to factory")
-	default:
-		b.errorf("boot", "ota data partition invalid and no factory, will try all partitions")
-	}
-	return factoryIndex
-}
-
 // loadApp tries the apps in the second stage's order: from the selected one down
 // to the factory app, then the slots after it, then the test app.
 func (b *boot) loadApp(t table, start int) bool {
@@ -249,11 +198,11 @@ func (b *boot) loadApp(t table, start int) bool {
 		order = append(order, i)
 	}
 	for _, i := range order {
-		p, name := t.factory, "Factory app partition"
+		p, name, label := t.factory, "Factory app partition", "factory"
 		if i != factoryIndex {
 			// The slots are counted in the table but looked up by subtype: a hole
 			// in their numbers hides the last one, as in ESP-IDF.
-			p, name = partition{}, fmt.Sprintf("OTA app partition slot %d", i)
+			p, name, label = partition{}, fmt.Sprintf("OTA app partition slot %d", i), otaName(i)
 			if i < min(t.apps, maxOTASlots) {
 				p = t.ota[i]
 			}
@@ -261,12 +210,13 @@ func (b *boot) loadApp(t table, start int) bool {
 		if p.size == 0 {
 			continue
 		}
-		if b.tryApp(p) {
+		if (!b.in.AntiRollback || b.newEnough(p)) && b.tryApp(label, p) {
+			b.settle(t, i)
 			return true
 		}
 		b.errorf("boot", "%s is not bootable", name)
 	}
-	if t.test.size != 0 && b.tryApp(t.test) {
+	if t.test.size != 0 && b.tryApp("test", t.test) {
 		b.log('W', "boot", "Falling back to test app as only bootable partition")
 		return true
 	}
@@ -274,10 +224,11 @@ func (b *boot) loadApp(t table, start int) bool {
 	return false
 }
 
-func (b *boot) tryApp(p partition) bool {
+func (b *boot) tryApp(name string, p partition) bool {
 	if !b.verifyApp(p.offset, p.size) {
 		return false
 	}
 	b.infof("boot", "Loaded app from partition at offset 0x%x", p.offset)
+	b.app = Partition{name, p.offset, p.size}
 	return true
 }
