@@ -103,8 +103,10 @@ func Parse(file []byte) (*Header, error) {
 	case !Is(file):
 		return nil, &Error{Problem: ProblemMagic, Detail: fmt.Sprintf("it does not begin with % x", magic), Device: "Magic Verification failed"}
 	case len(file) < HeaderSize:
-		return nil, &Error{Problem: ProblemShort, Device: "Decryption process not completed successfully",
-			Detail: fmt.Sprintf("its %d bytes are less than the header of %d", len(file), HeaderSize)}
+		return nil, &Error{
+			Problem: ProblemShort, Device: "Decryption process not completed successfully",
+			Detail: fmt.Sprintf("its %d bytes are less than the header of %d", len(file), HeaderSize),
+		}
 	}
 	h := &Header{
 		Block: [blockSize]byte(file[offBlock:]), IV: [ivSize]byte(file[offIV:]),
@@ -115,11 +117,15 @@ func Parse(file []byte) (*Header, error) {
 	case want == 0:
 		return nil, &Error{Problem: ProblemEmpty, Detail: "its header tells of an image of 0 bytes"}
 	case have < want:
-		return nil, &Error{Problem: ProblemShort, Device: "Complete data was not received.",
-			Detail: fmt.Sprintf("%d bytes follow the header, which tells of %d: the file was cut off", have, want)}
+		return nil, &Error{
+			Problem: ProblemShort, Device: "Complete data was not received.",
+			Detail: fmt.Sprintf("%d bytes follow the header, which tells of %d: the file was cut off", have, want),
+		}
 	case have > want:
-		return nil, &Error{Problem: ProblemLong, Device: "Invalid operation",
-			Detail: fmt.Sprintf("%d bytes follow the header, which tells of %d: something was appended", have, want)}
+		return nil, &Error{
+			Problem: ProblemLong, Device: "Invalid operation",
+			Detail: fmt.Sprintf("%d bytes follow the header, which tells of %d: something was appended", have, want),
+		}
 	case want > MaxImage:
 		return nil, &Error{Problem: ProblemLong, Detail: fmt.Sprintf("an image of %d bytes fits no chip", want)}
 	}
@@ -180,7 +186,7 @@ func seal(block *[blockSize]byte, key *[keySize]byte, iv *[ivSize]byte, image []
 	if err != nil {
 		return nil, err
 	}
-	h := Header{Block: *block, IV: *iv, Length: uint32(len(image))} //nolint:gosec // Seal checked it
+	h := Header{Block: *block, IV: *iv, Length: uint32(len(image))}
 	out := make([]byte, HeaderSize, HeaderSize+len(image)+tagSize)
 	out = aead.Seal(out, iv[:], image, nil)
 	h.Tag = [tagSize]byte(out[HeaderSize+len(image):])
@@ -209,8 +215,10 @@ func Open(as Identity, file []byte) ([]byte, error) {
 	buf = append(append(buf, file[HeaderSize:]...), h.Tag[:]...)
 	image, err := aead.Open(buf[:0], h.IV[:], buf, nil)
 	if err != nil {
-		return nil, hint(&Error{Problem: ProblemTag, Device: "Invalid Auth",
-			Detail: "the tag is wrong: the file was changed, or made for another key"}, as, h)
+		return nil, hint(&Error{
+			Problem: ProblemTag, Device: "Invalid Auth",
+			Detail: "the tag is wrong: the file was changed, or made for another key",
+		}, as, h)
 	}
 	return image, nil
 }

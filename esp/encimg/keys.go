@@ -156,8 +156,10 @@ func (eciesIdentity) Form() Form { return FormECIES }
 func (i eciesIdentity) unwrap(block *[blockSize]byte) ([keySize]byte, error) {
 	server, err := publicKey(block[:pointSize])
 	if err != nil {
-		return [keySize]byte{}, &Error{Problem: ProblemPoint, Device: "Failed to get server public point",
-			Detail: "the server's public key in the header is not a point of P-256"}
+		return [keySize]byte{}, &Error{
+			Problem: ProblemPoint, Device: "Failed to get server public point",
+			Detail: "the server's public key in the header is not a point of P-256",
+		}
 	}
 	return agree(i.key(), server, block[pointSize:pointSize+saltSize])
 }
@@ -204,8 +206,10 @@ func (i rsaIdentity) unwrap(block *[blockSize]byte) (key [keySize]byte, err erro
 	b, err := rsa.DecryptPKCS1v15(nil, i.key(), block[:])
 	defer clear(b)
 	if err != nil || len(b) != keySize {
-		return key, &Error{Problem: ProblemKey, Device: "Unable to decipher GCM key",
-			Detail: "this private key does not open the AES key in the header"}
+		return key, &Error{
+			Problem: ProblemKey, Device: "Unable to decipher GCM key",
+			Detail: "this private key does not open the AES key in the header",
+		}
 	}
 	return [keySize]byte(b), nil
 }
