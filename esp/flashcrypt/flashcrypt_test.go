@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"reflect"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -26,6 +27,14 @@ func engines() map[string]bool {
 		m["asm"] = true
 	}
 	return m
+}
+
+// TestAssemblyIsThere: internal/check sets the variable where the processor has, or
+// qemu imitates, what the assembly needs. Then it must be among the engines.
+func TestAssemblyIsThere(t *testing.T) {
+	if os.Getenv("PROVISIOND_WANT_ASM") != "" && !useAsm {
+		t.Errorf("the assembly is not in use on %s", runtime.GOARCH)
+	}
 }
 
 // newCipher makes a cipher with the implementation asked for.
