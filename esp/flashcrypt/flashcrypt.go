@@ -16,12 +16,18 @@
 // ciphertext. That is the chip's design, not a fault here. The controller writes
 // whole units: write multiples of 32 bytes.
 //
+// # Any range
+//
+// No byte of ciphertext depends on another block, or another unit, of the image. So a
+// server makes just the range that it was asked for: Reader does, for ranges that
+// begin and end anywhere.
+//
 // # Speed
 //
-// On amd64 with AES-NI both schemes are in assembly and allocate nothing per
-// call. Elsewhere they use the block calls of crypto/aes; then the ESP32 scheme
-// allocates a key schedule per unit. Both ways take a time that does not depend
-// on the key where crypto/aes uses AES instructions. The build tag purego turns
+// On amd64 and arm64 processors with AES instructions both schemes are in assembly and
+// allocate nothing per call. Elsewhere they use the block calls of crypto/aes; then the
+// ESP32 scheme allocates a key schedule per unit. Both ways take a time that does not
+// depend on the key where crypto/aes uses AES instructions. The build tag purego turns
 // off the assembly, that of crypto/aes too.
 package flashcrypt
 

@@ -1,6 +1,6 @@
 // Command check runs everything that must hold before a change lands: vet,
-// generated files, the linter, builds for both station architectures, and every
-// test with the race detector and the fuzz seeds. It prints how many tests
+// generated files, the linter, builds for both station architectures, the ciphers'
+// assembly for the other one, and every test with the race detector and the fuzz seeds. It prints how many tests
 // passed, failed and were skipped, and why those were skipped.
 //
 //	go run ./internal/check            # all
@@ -34,7 +34,7 @@ type step struct {
 }
 
 func main() {
-	only := flag.String("only", "", "run one step: build, vet, generate, lint or test")
+	only := flag.String("only", "", "run one step: build, vet, generate, lint, assembly or test")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -53,7 +53,7 @@ func run(ctx context.Context, only string) error {
 		return err
 	}
 	// The tests come last: their closing lines end the output.
-	steps := []step{{"build", build}, {"vet", vet}, {"generate", generate}, {"lint", lint}, {"test", test}}
+	steps := []step{{"build", build}, {"vet", vet}, {"generate", generate}, {"lint", lint}, {"assembly", assembly}, {"test", test}}
 	return runSteps(ctx, steps, only)
 }
 
@@ -80,7 +80,7 @@ func runSteps(ctx context.Context, steps []step, only string) error {
 		fmt.Printf("== %s: ok, %s\n", s.name, time.Since(start).Round(time.Second))
 	}
 	if !ran {
-		return fmt.Errorf("there is no step %q: write build, vet, generate, lint or test", only)
+		return fmt.Errorf("there is no step %q: write build, vet, generate, lint, assembly or test", only)
 	}
 	return errors.Join(failed...)
 }
@@ -158,6 +158,29 @@ func gitState(ctx context.Context) (string, error) {
 
 func lint(ctx context.Context) error {
 	return command(ctx, nil, "go", "run", linter, "run", "./...")
+}
+
+// ciphers are the packages with assembly.
+var ciphers = []string{"./esp/flashcrypt"}
+
+// assembly tests what another processor than this one would run: the assembly for
+// arm64 under qemu's user mode, and the portable code that stands in for both.
+func assembly(ctx context.Context) error {
+	arm := []string{"GOOS=linux", "GOARCH=arm64", "CGO_ENABLED=0", "PROVISIOND_WANT_ASM=1"}
+	errs := []error{
+		command(ctx, arm, "go", append([]string{"vet"}, ciphers...)...),
+		command(ctx, nil, "go", append([]string{"test", "-tags", "purego"}, ciphers...)...),
+	}
+	qemu, err := exec.LookPath("qemu-aarch64-static")
+	switch {
+	case err == nil:
+		errs = append(errs, command(ctx, arm, "go", append([]string{"test", "-exec", qemu}, ciphers...)...))
+	case os.Getenv("CI") != "":
+		errs = append(errs, errors.New("no qemu-aarch64-static: apt-get install qemu-user-static"))
+	default:
+		fmt.Println("no qemu-aarch64-static: the arm64 assembly is built and not run")
+	}
+	return errors.Join(errs...)
 }
 
 // event is a line of `go test -json`.
