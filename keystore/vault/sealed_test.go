@@ -197,6 +197,7 @@ func TestTransitSigner(t *testing.T) {
 func FuzzParseTransit(f *testing.F) {
 	f.Add([]byte(`{"data":{"type":"ed25519","latest_version":1,"keys":{"1":{"public_key":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}}}}`))
 	f.Add([]byte(`{"data":{"signature":"vault:v1:AAAA"}}`))
+	f.Add([]byte(`{"data":{"type":"ecdsa-p256","latest_version":1,"keys":{"1":{"public_key":"-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEaxfR8uEsQkf4vOblY6RA8ncDfYEt\n6zOg9KE5RdiYwpZP40Li/hp/m47n60p8D54WK84zV2sxXs7LtkBoN79R9Q==\n-----END PUBLIC KEY-----\n"}}}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if keys, err := parseTransitKey(b); err == nil {
 			for _, k := range keys {
@@ -205,8 +206,11 @@ func FuzzParseTransit(f *testing.F) {
 				}
 			}
 		}
-		if sig, err := parseSignature(b, 1); err == nil && len(sig) != ed25519.SignatureSize {
-			t.Errorf("a signature of %d bytes", len(sig))
+		if sig, err := parseSignature(b, 1); err == nil && len(sig) == 0 {
+			t.Error("an empty signature")
+		}
+		if v, pub, err := parsePublicKey(b, 0); err == nil && (v < 1 || pub == nil) {
+			t.Errorf("version %d, key %T", v, pub)
 		}
 	})
 }

@@ -91,39 +91,55 @@ func parseTransitKey(body []byte) ([]ed25519.PublicKey, error) {
 	return keys, nil
 }
 
-// Sign signs msg with one version of the key. The engine may be asked again:
-// Ed25519 signs the same to the same.
+// Sign signs msg with one version of the key.
 func (s *Signer) Sign(ctx context.Context, version int, msg []byte) ([]byte, error) {
-	body, err := json.Marshal(map[string]any{"input": msg, "key_version": version}) // []byte is base64 here
+	body, err := s.c.transitSign(ctx, s.name, map[string]any{"input": msg, "key_version": version}, // []byte is base64 here
+		"compare the token's policy with `provisiond keystore policy station`", "make it with: provisiond keystore init --vault")
 	if err != nil {
 		return nil, err
 	}
-	path := TransitMount + "/sign/" + s.name
-	p := s.c.patience(ctx)
+	sig, err := parseSignature(body, version)
+	if err == nil && len(sig) != ed25519.SignatureSize {
+		err = errNoSignature
+	}
+	return sig, err
+}
+
+// transitSign asks for a signature. The engine may be asked again: a second
+// signature is as good as the first. denied and missing say what to do then.
+func (c *client) transitSign(ctx context.Context, name string, request map[string]any, denied, missing string) ([]byte, error) {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	path := TransitMount + "/sign/" + name
+	p := c.patience(ctx)
 	for {
-		token, err := s.c.session.use(ctx)
+		token, err := c.session.use(ctx)
 		if err != nil {
 			return nil, err
 		}
-		r, n := s.c.send(ctx, p.limit, http.MethodPut, path, body)
+		r, n := c.send(ctx, p.limit, http.MethodPut, path, body)
 		switch r.verdict {
 		case good:
-			return parseSignature(r.body, version)
+			return r.body, nil
 		case refused:
-			return nil, fmt.Errorf("%w: update %s: %w: compare the token's policy with `provisiond keystore policy station`", ErrDenied, path, r.err)
+			return nil, fmt.Errorf("%w: update %s: %w: %s", ErrDenied, path, r.err, denied)
 		case notFound, misplaced:
-			return nil, fmt.Errorf("%w: there is no signing key %s: make it with: provisiond keystore init --vault", keystore.ErrUnavailable, path)
+			return nil, fmt.Errorf("%w: there is no signing key %s: %s", keystore.ErrUnavailable, path, missing)
 		case badToken:
-			s.c.session.spoil(token)
+			c.session.spoil(token)
 		case notNow, unknown:
-			p.failed(s.c)
-			s.c.next(n)
+			p.failed(c)
+			c.next(n)
 		}
 		if !p.next(ctx) {
 			return nil, errors.Join(r.err, ctx.Err())
 		}
 	}
 }
+
+var errNoSignature = errors.New("keystore/vault: the answer is no signature of that key version")
 
 func parseSignature(body []byte, version int) ([]byte, error) {
 	var answer struct {
@@ -132,12 +148,12 @@ func parseSignature(body []byte, version int) ([]byte, error) {
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return nil, errors.New("keystore/vault: the answer is no signature")
+		return nil, errNoSignature
 	}
 	text, ok := strings.CutPrefix(answer.Data.Signature, fmt.Sprintf("vault:v%d:", version))
 	sig, err := base64.StdEncoding.DecodeString(text)
-	if !ok || err != nil || len(sig) != ed25519.SignatureSize {
-		return nil, errors.New("keystore/vault: the answer is no signature of that key version")
+	if !ok || err != nil || len(sig) == 0 {
+		return nil, errNoSignature
 	}
 	return sig, nil
 }
