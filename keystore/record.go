@@ -137,7 +137,7 @@ func (m Meta) validate() error {
 	return m.validateLater()
 }
 
-// secureBootSchemes are the signature schemes of Secure Boot (esp-facts F.1).
+// secureBootSchemes are the signature schemes of Secure Boot (esp-facts E.1).
 var secureBootSchemes = []string{"rsa3072", "ecdsa256", "ecdsa384", "ecdsa192"}
 
 func (m Meta) validateLater() error {

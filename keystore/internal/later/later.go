@@ -23,7 +23,7 @@ const (
 // Limits of the members.
 const (
 	ECIESLen   = 64 // X and Y of a point on P-256
-	MaxDigests = 3  // key digest slots of a chip (esp-facts F.2)
+	MaxDigests = 3  // key digest slots of a chip (esp-facts E.1)
 )
 
 // Members are the members; what is empty is absent.
