@@ -16,8 +16,8 @@ import (
 // The purposes for which secrets of a unit are derived from its flash key. They
 // must never change: tokens and HMAC keys live in boards.
 const (
-	infoOTAToken = "provisiond ota token v1"
-	infoHMACKey  = "provisiond hmac_up v1"
+	infoOTA     = "provisiond ota token v1"
+	infoHMACKey = "provisiond hmac_up v1"
 )
 
 // derivedLen is the length of every derived secret.
@@ -40,7 +40,7 @@ func (k Key) derive(mac chip.MAC, info string) (out []byte, err error) {
 // is. It follows from the flash key, so there is no second secret in custody,
 // and a rework writes the same one again. Stores keep its SHA256 only.
 func (k Key) DeriveOTAToken(mac chip.MAC) (OTAToken, error) {
-	b, err := k.derive(mac, infoOTAToken)
+	b, err := k.derive(mac, infoOTA)
 	if err != nil {
 		return OTAToken{}, err
 	}

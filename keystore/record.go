@@ -143,7 +143,7 @@ var secureBootSchemes = []string{"rsa3072", "ecdsa256", "ecdsa384", "ecdsa192"}
 func (m Meta) validateLater() error {
 	switch n := len(m.SecureBootDigests); {
 	case m.OTATokenSHA256 != nil && m.OTATokenSHA256.IsZero():
-		return fieldError(later.NameOTAToken, "is zero")
+		return fieldError(later.NameOTADigest, "is zero")
 	case len(m.ECIESPublicKey) > 0 && !onP256(m.ECIESPublicKey):
 		return fieldError(later.NameECIESPublicKey, "is not a point on P-256: X and Y, 64 bytes")
 	case m.SecureBootScheme != "" && !slices.Contains(secureBootSchemes, m.SecureBootScheme):

@@ -29,6 +29,7 @@
 package image
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -167,12 +168,15 @@ func errAt(off int, field, format string, args ...any) *Error {
 
 // Parse reads an image and checks all that can be checked without knowing the
 // chip. Every error is an *Error. The image keeps a copy of b.
-func Parse(b []byte) (*Image, error) {
+func Parse(b []byte) (*Image, error) { return ParseOwned(bytes.Clone(b)) }
+
+// ParseOwned is Parse without the copy: the image's slices point into b, which
+// the caller no longer changes.
+func ParseOwned(b []byte) (*Image, error) {
 	h, count, herr := parseHeader(b)
 	if herr != nil {
 		return nil, herr
 	}
-	b = append([]byte(nil), b...)
 	m := &Image{Header: h, Segments: make([]Segment, count)}
 
 	off := HeaderSize

@@ -84,7 +84,7 @@ func laterMembers(m keystore.Meta) later.Members {
 // readLater reads the members that may be absent; get gives a member's text.
 func readLater(get func(name string) (string, bool)) (later.Members, error) {
 	var more later.Members
-	for _, name := range []string{later.NameOTAToken, later.NameECIESPublicKey, later.NameSecureBoot, later.NameSecureBootDigest} {
+	for _, name := range []string{later.NameOTADigest, later.NameECIESPublicKey, later.NameSecureBoot, later.NameSecureBootDigest} {
 		if text, ok := get(name); ok {
 			if reason := more.Set(name, text); reason != "" {
 				return later.Members{}, fmt.Errorf("%s %s", name, reason)
@@ -192,7 +192,7 @@ type recordJSON struct {
 // later gives the text of a member that may be absent.
 func (j recordJSON) later(name string) (string, bool) {
 	text := map[string]*string{
-		later.NameOTAToken: j.OTATokenSHA256, later.NameECIESPublicKey: j.ECIESPublicKey,
+		later.NameOTADigest: j.OTATokenSHA256, later.NameECIESPublicKey: j.ECIESPublicKey,
 		later.NameSecureBoot: j.SecureBootScheme, later.NameSecureBootDigest: j.SecureBootDigests,
 	}[name]
 	if text == nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/encimg"
 	"github.com/provisiond/provisiond/esp/image"
 	"github.com/provisiond/provisiond/esp/partition"
 )
@@ -30,10 +31,10 @@ func ParseImage(b []byte) (*Image, error) {
 	if len(b) >= maxImage {
 		return nil, refuse(ReasonSize, "the image has %d bytes: the boot code takes less than 16 MB", len(b))
 	}
-	m, err := image.Parse(b)
+	m, err := image.ParseOwned(b)
 	if err != nil {
 		switch {
-		case image.IsEncryptedImg(b):
+		case encimg.Is(b):
 			return nil, refuse(ReasonEncrypted, "this is an esp_encrypted_img file: give the plain image, or send this one to a device that decrypts it itself: %w", err)
 		case image.LooksEncrypted(b):
 			return nil, refuse(ReasonEncrypted, "its bytes look like ciphertext: give the plain image of the build, it is encrypted here: %w", err)
@@ -43,7 +44,7 @@ func ParseImage(b []byte) (*Image, error) {
 	if m.AppDesc == nil {
 		return nil, refuse(ReasonNotAnApp, "the image has no application description: a slot takes an application, and this is a bootloader or very old")
 	}
-	return &Image{parsed: m.Within(b), plain: b, sum: sha256.Sum256(b)}, nil
+	return &Image{parsed: m, plain: b, sum: sha256.Sum256(b)}, nil
 }
 
 // Plain is the image as it was given.

@@ -14,7 +14,7 @@ import (
 
 // The members' names, in the order of their place.
 const (
-	NameOTAToken         = "ota_token_sha256"
+	NameOTADigest        = "ota_token_sha256"
 	NameECIESPublicKey   = "ecies_public_key"
 	NameSecureBoot       = "secure_boot_scheme"
 	NameSecureBootDigest = "secure_boot_digests"
@@ -42,7 +42,7 @@ type Text struct{ Name, Value string }
 func (m Members) Texts() []Text {
 	var out []Text
 	if m.OTATokenSHA256 != nil {
-		out = append(out, Text{NameOTAToken, hex.EncodeToString(m.OTATokenSHA256[:])})
+		out = append(out, Text{NameOTADigest, hex.EncodeToString(m.OTATokenSHA256[:])})
 	}
 	if len(m.ECIESPublicKey) > 0 {
 		out = append(out, Text{NameECIESPublicKey, hex.EncodeToString(m.ECIESPublicKey)})
@@ -72,7 +72,7 @@ func (m Members) Append(b []byte) []byte {
 // Read reads what Append writes.
 func Read(in *canon.Reader) Members {
 	var m Members
-	for _, name := range []string{NameOTAToken, NameECIESPublicKey, NameSecureBoot, NameSecureBootDigest} {
+	for _, name := range []string{NameOTADigest, NameECIESPublicKey, NameSecureBoot, NameSecureBootDigest} {
 		if !in.Optional(name) {
 			continue
 		}
@@ -87,7 +87,7 @@ func Read(in *canon.Reader) Members {
 // What it takes, Texts gives back unchanged.
 func (m *Members) Set(name, value string) string {
 	switch name {
-	case NameOTAToken:
+	case NameOTADigest:
 		b := unhex(value, 32)
 		if b == nil {
 			return "is not 64 lower-case hex digits"
