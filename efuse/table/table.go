@@ -3,8 +3,8 @@
 // block may hold.
 //
 // The data are our own transcription of ESP-IDF's Apache-2.0
-// components/efuse/<chip>/esp_efuse_table.csv, one file per chip in data/, which
-// efuse/table/gen turns into Go. A table never changes: every method hands out
+// components/efuse/<chip>/esp_efuse_table.csv, one file per chip in data/ (two where
+// its silicon has different fields), which efuse/table/gen turns into Go. A table never changes: every method hands out
 // copies. Names are those of ESP-IDF; a lookup also finds the aliases that the
 // vendor's other tools and manuals use.
 package table
@@ -13,8 +13,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
+
+	"github.com/provisiond/provisiond/esp/chip"
 )
 
 //go:generate go run ./gen
@@ -124,10 +127,12 @@ func (s Source) String() string {
 	return fmt.Sprintf("ESP-IDF %.12s %s (sha256 %.16s…)", s.Revision, s.File, s.SHA256)
 }
 
-// Table describes the eFuses of one chip.
+// Table describes the eFuses of one chip, or of a range of its silicon.
 type Table struct {
 	chip     string
-	source   Source
+	first    chip.Revision // of silicon with these fields
+	file     string        // its data file
+	sources  []Source
 	hash     [sha256.Size]byte
 	blocks   []Block
 	fields   []Field
@@ -137,33 +142,56 @@ type Table struct {
 // ErrUnknown is returned for a chip without a table and for an unknown name.
 var ErrUnknown = errors.New("not in the eFuse table")
 
-// For finds the table of a chip by the name that chip.Model has.
-func For(chipName string) (*Table, error) {
+// For finds the table of a chip's newest silicon by the name that chip.Model has.
+// Blocks and the fields of Identity are the same in every table of a chip.
+func For(chipName string) (*Table, error) { return ForRevision(chipName, math.MaxUint16) }
+
+// ForRevision finds the table of a chip's silicon: of ESP32-H2 before and from
+// v1.2, and of ESP32-P4 before and from v3.0, fields differ.
+func ForRevision(chipName string, rev chip.Revision) (*Table, error) {
+	var found *Table
 	for _, t := range tables {
-		if t.chip == chipName {
-			return t, nil
+		if t.chip == chipName && t.first <= rev && (found == nil || found.first < t.first) {
+			found = t
 		}
 	}
-	return nil, fmt.Errorf("chip %q is %w set of this build: known are %s", chipName, ErrUnknown, strings.Join(Chips(), ", "))
+	if found == nil {
+		return nil, fmt.Errorf("chip %q is %w set of this build: known are %s", chipName, ErrUnknown, strings.Join(Chips(), ", "))
+	}
+	return found, nil
 }
 
 // Chips lists the chips that have a table.
 func Chips() []string {
-	names := make([]string, len(tables))
-	for i, t := range tables {
-		names[i] = t.chip
+	var names []string
+	for _, t := range tables {
+		if !slices.Contains(names, t.chip) {
+			names = append(names, t.chip)
+		}
 	}
 	return names
 }
 
+// All lists every table, by chip and silicon.
+func All() []*Table { return slices.Clone(tables) }
+
 // Chip is the name of the chip.
 func (t *Table) Chip() string { return t.chip }
 
-// Source says where the facts are from.
-func (t *Table) Source() Source { return t.source }
+// First is the first silicon revision with these fields, v0.0 for the chip's first table.
+func (t *Table) First() chip.Revision { return t.first }
 
-// Hash is the SHA-256 of the chip's data file, so `sha256sum
-// efuse/table/data/<chip>.csv` shows which table a journal entry means.
+// File is the name of the data file in efuse/table/data.
+func (t *Table) File() string { return t.file }
+
+// Source says where the facts are from, the first place if there are several.
+func (t *Table) Source() Source { return t.sources[0] }
+
+// Sources lists all places.
+func (t *Table) Sources() []Source { return slices.Clone(t.sources) }
+
+// Hash is the SHA-256 of the data file (File), so `sha256sum
+// efuse/table/data/<file>` shows which table a journal entry means.
 func (t *Table) Hash() [sha256.Size]byte { return t.hash }
 
 // Blocks lists the blocks by index.

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -206,17 +207,51 @@ func TestImmutable(t *testing.T) {
 }
 
 func TestHashIsTheDataFile(t *testing.T) {
-	for _, name := range table.Chips() {
-		tab, _ := table.For(name)
-		data, err := os.ReadFile("data/" + name + ".csv")
+	for _, tab := range table.All() {
+		data, err := os.ReadFile("data/" + tab.File())
 		if err != nil {
 			t.Fatal(err)
 		}
 		if tab.Hash() != sha256.Sum256(data) {
-			t.Errorf("%s: hash %x", name, tab.Hash())
+			t.Errorf("%s: hash %x", tab.File(), tab.Hash())
 		}
-		if s := tab.Source(); len(s.Revision) != 40 || len(s.SHA256) != 64 || !strings.Contains(s.File, name) {
-			t.Errorf("%+v", s)
+		for _, s := range tab.Sources() {
+			if len(s.Revision) != 40 || len(s.SHA256) != 64 || !strings.Contains(s.File, "/"+tab.Chip()+"/") {
+				t.Errorf("%s: %+v", tab.File(), s)
+			}
+		}
+	}
+}
+
+func TestForRevision(t *testing.T) {
+	for _, c := range []struct {
+		chip string
+		rev  chip.Revision
+		file string
+	}{
+		{"esp32", 0, "esp32.csv"},
+		{"esp32c3", 9999, "esp32c3.csv"},
+		{"esp32h2", 0, "esp32h2.csv"},
+		{"esp32h2", 101, "esp32h2.csv"},
+		{"esp32h2", 102, "esp32h2_v1.2.csv"},
+		{"esp32p4", 299, "esp32p4.csv"},
+		{"esp32p4", 300, "esp32p4_v3.0.csv"},
+	} {
+		tab, err := table.ForRevision(c.chip, c.rev)
+		if err != nil || tab.File() != c.file || tab.First() > c.rev {
+			t.Errorf("%s %v: %+v, %v", c.chip, c.rev, tab, err)
+		}
+	}
+	if tab, err := table.For("esp32p4"); err != nil || tab.First() != 300 {
+		t.Errorf("the newest silicon's: %v", err)
+	}
+	// What a snapshot is read with before the revision is known.
+	for _, name := range table.Chips() {
+		newest, _ := table.For(name)
+		for _, tab := range table.All() {
+			if tab.Chip() == name && !reflect.DeepEqual(tab.Blocks(), newest.Blocks()) {
+				t.Errorf("%s: blocks differ from %s", tab.File(), newest.File())
+			}
 		}
 	}
 }

@@ -20,8 +20,16 @@ type ID uint16
 
 // Chip ids of the family (esp-facts A.5).
 const (
-	IDESP32   ID = 0
-	IDESP32C3 ID = 5
+	IDESP32    ID = 0
+	IDESP32S2  ID = 2
+	IDESP32C3  ID = 5
+	IDESP32S3  ID = 9
+	IDESP32C2  ID = 12
+	IDESP32C6  ID = 13
+	IDESP32H2  ID = 16
+	IDESP32P4  ID = 18
+	IDESP32C61 ID = 20
+	IDESP32C5  ID = 23
 )
 
 // Revision is a silicon revision as ESP-IDF counts it: major*100 + minor.
@@ -111,13 +119,18 @@ type EFuse struct {
 	Clk, Conf, Cmd       uint32
 	Status               uint32
 	DACConf              uint32
+	RdTimConf            uint32 // 0 where nothing writes it
+	WrTimConf0           uint32 // 0 where nothing writes it
 	WrTimConf1           uint32
 	WrTimConf2           uint32
-	RepeatErr            uint32 // REPEAT_ERR0 (EFuseRS)
+	Timing               []Timing // by crystal; empty: the reset defaults are right
+	RepeatErr            uint32   // REPEAT_ERR0 (EFuseRS)
 	RepeatErrWords       int
-	RSErr                [2]uint32 // RS_ERR0, RS_ERR1
+	RSErr                [2]uint32 // RS_ERR0, RS_ERR1; the second is 0 where one holds all blocks
 	RSFailShifted        bool      // C3: fail bit of block n sits in the nibble above (esp-facts B.6)
 	DecStatus            uint32    // DEC_STATUS (EFuseESP32)
+	KeyOff               uint32    // read registers of the first key block, offset from Base (EFuseRS)
+	MACOff               uint32    // the word of the MAC's last four bytes, offset from Base
 	KeyBlocks            int       // how many key blocks there are
 	NoXTSInLastKey       bool      // KEY5 cannot hold an XTS key (C3, S3, C6, H2)
 	FlashCryptCount      string    // field name of the crypt counter
@@ -125,37 +138,65 @@ type EFuse struct {
 	RevisionBit2Register uint32    // ESP32: APB register whose bit 31 is the third revision bit
 }
 
+// Timing is what has to stand in the eFuse controller while it burns (esp-facts
+// B.4). Wrong timing burns badly.
+type Timing struct {
+	Crystal int // MHz
+	Writes  []RegWrite
+}
+
 // SPI holds the absolute addresses of the SPI1 registers that a flash-id command uses.
 type SPI struct {
 	Cmd, Usr, Usr1, Usr2, MOSIDLen, MISODLen, W0 uint32
 }
 
-// RegWrite is one register write of a fixed sequence.
+// RegWrite is one register write of a fixed sequence: the bits of Mask get their
+// value from Value, the others stay.
 type RegWrite struct {
 	Addr, Value, Mask uint32
+	Before            time.Duration // how long the loader waits before it writes
 }
 
 // UART holds the registers that the baud rate logic needs.
 type UART struct {
-	ClkDiv uint32 // UART_CLKDIV of UART0
+	ClkDiv uint32 // UART_CLKDIV of UART0: bits 19:0 are the crystal's frequency divided by the rate
 	Date   uint32 // UART_DATE: the target of the dummy write that only delays (esp-facts A.2)
 }
 
 // ROM says how the mask ROM's loader differs from chip to chip.
 type ROM struct {
-	FlashBeginWords   int           // 4 (ESP32) or 5: the fifth is the encrypted flag
-	SecurityInfo      bool          // GET_SECURITY_INFO is known
-	SecureDownload    bool          // has a Secure Download Mode
-	BaudCrystalFixed  bool          // ESP32: CHANGE_BAUDRATE divides by the crystal the ROM worked out
-	ApproxFreqReg     uint32        // ESP32: register with the ROM's crystal estimate
-	FlashBlock        int           // bytes in a FLASH_DATA block
-	MemBlock          int           // bytes in a MEM_DATA block
+	FlashBeginWords   int    // 4 (ESP32) or 5: the fifth is the encrypted flag
+	SecurityInfo      bool   // GET_SECURITY_INFO is known
+	SecureDownload    bool   // has a Secure Download Mode
+	BaudCrystalFixed  bool   // ESP32: CHANGE_BAUDRATE divides by the crystal the ROM worked out
+	ApproxFreqReg     uint32 // ESP32: register with the ROM's crystal estimate
+	BaudCrystalMHz    int    // C2: the crystal that CHANGE_BAUDRATE takes for granted
+	BaudCrystalReg    uint32 // C5: register with the crystal that it takes for granted, in MHz in bits 30:24
+	BaudFixedInSDM    bool   // C2, C5: what the rate depends on cannot be read in Secure Download Mode
+	Crystals          []int  // MHz, what boards can have
+	FlashBlock        int    // bytes in a FLASH_DATA block
+	MemBlock          int    // bytes in a MEM_DATA block
+	USBBlock          int    // bytes in either, over the chip's USB-OTG; 0: it has none
+	Stub              Stub
 	Banner            []byte        // first bytes of what the ROM prints after every reset
 	DownloadBanner    [][]byte      // printed when the loader waits
 	DownloadDisabled  []byte        // printed instead when the download mode is closed
 	SecureBanner      []byte        // printed by the loader in Secure Download Mode
 	ResetSettle       time.Duration // what a reset may take until the banner is out
 	SecurityInfoBytes int           // length of its reply data
+}
+
+// Stub says where a flasher stub can run (esp-facts A.10). It never runs in Secure
+// Download Mode.
+type Stub struct {
+	// MinimumRevision: older silicon cannot run one.
+	MinimumRevision Revision
+	// NeverWithSecureBoot: the ROM does not start it once Secure Boot is on.
+	NeverWithSecureBoot bool
+	// ReadHook, with Secure Boot on, is the word in RAM through which the ROM calls
+	// its flash read function: the one way to start a stub there. 0 on chips that
+	// start it as always.
+	ReadHook uint32
 }
 
 // Assignment is a field and the value that provisioning gives it.
@@ -173,6 +214,19 @@ type Lockdown struct {
 	ReleaseFuse   string       // the last fuse of profile release
 	ClosedFuse    string       // the last fuse of profile closed
 	ClosedMinimum Revision     // silicon before it ignores ClosedFuse
+
+	// ReleaseProtect lists fields whose WR_DIS bit is set too where the loader does
+	// not stay open, once everything that the bit locks is final (esp-facts F.1, F.2).
+	ReleaseProtect []string
+	// ReleaseTrap names the errata that make the vendor's Secure Download Mode a trap
+	// on this silicon, so that ReleaseFuse needs somebody's consent; empty: there is none.
+	ReleaseTrap string
+}
+
+// Older is a range of early silicon and what it lacks.
+type Older struct {
+	Below Revision // the first revision that has all
+	Lacks []string // fields of the eFuse table
 }
 
 // Model describes one chip.
@@ -182,8 +236,10 @@ type Model struct {
 	ID               ID
 	BootloaderOffset uint32
 	EncryptedAlign   uint32 // alignment of an encrypted region
-	MaxFlash         uint32
-	Scheme           Scheme
+	MaxFlash         uint32 // bytes of flash that a unit can have
+	MaxFlashSDM      uint32 // what Secure Download Mode reaches of it; beyond, addresses wrap (esp-facts A.11)
+	Scheme           Scheme // of flash encryption, if a recipe names none
+	Schemes          []Scheme
 	EFuse            EFuse
 	SPI              SPI
 	UART             UART
@@ -192,14 +248,53 @@ type Model struct {
 	SecureBoot       SecureBoot
 	// FactorySet names security fields that leave the vendor's factory burned,
 	// so finding them set does not mean that somebody has provisioned the chip.
-	FactorySet   []string
-	magic        []uint32   // values at 0x40001000
-	usbWatchdogs []RegWrite // written after connecting over USB-JTAG-Serial
+	FactorySet []string
+	// Older describes early silicon, the oldest last; see At.
+	Older         []Older
+	magic         []uint32   // values at 0x40001000
+	usbWatchdogs  []RegWrite // written after connecting over USB-JTAG-Serial
+	watchdogReset []RegWrite // reset the chip by its watchdog
+	beforeRun     []RegWrite // before a reset into the application
+	flashPower    flashPower
+}
+
+// At is the model as silicon of a revision has it: what an early revision lacks is
+// gone from its lists of fuses. The model that ByName gives is that of the newest.
+func (m Model) At(rev Revision) Model {
+	for _, o := range m.Older {
+		if rev < o.Below {
+			m.without(o.Lacks)
+		}
+	}
+	return m
+}
+
+// without takes fields out of every list of fuses.
+func (m *Model) without(fields []string) {
+	lacks := func(f string) bool { return slices.Contains(fields, f) }
+	drop := func(list []Assignment) []Assignment {
+		return slices.DeleteFunc(slices.Clone(list), func(a Assignment) bool { return lacks(a.Field) })
+	}
+	m.Lockdown.Enable, m.Lockdown.Fuses = drop(m.Lockdown.Enable), drop(m.Lockdown.Fuses)
+	m.Lockdown.WriteProtect = slices.DeleteFunc(slices.Clone(m.Lockdown.WriteProtect), lacks)
+	m.Lockdown.ReleaseProtect = slices.DeleteFunc(slices.Clone(m.Lockdown.ReleaseProtect), lacks)
+	if lacks(m.SecureBoot.SHA384Field) {
+		m.SecureBoot.SHA384Field = ""
+	}
 }
 
 // USBWatchdogs gives the writes that stop the watchdogs when the chip is
 // reached over USB-JTAG-Serial (esp-facts A.9). They are not for Secure Download Mode.
 func (m Model) USBWatchdogs() []RegWrite { return slices.Clone(m.usbWatchdogs) }
+
+// WatchdogReset gives the writes that make the watchdog reset the chip, where that
+// works (esp-facts A.9): the one way out of the loader over a USB of the chip's own
+// while the download strap is low. Empty on the others.
+func (m Model) WatchdogReset() []RegWrite { return slices.Clone(m.watchdogReset) }
+
+// BeforeRun gives the writes that clear what would bring the chip into its loader
+// again on the next reset (esp-facts A.9).
+func (m Model) BeforeRun() []RegWrite { return slices.Clone(m.beforeRun) }
 
 // HasMagic reports whether v may stand at 0x40001000 of this chip.
 func (m Model) HasMagic(v uint32) bool { return slices.Contains(m.magic, v) }
@@ -214,7 +309,7 @@ func (m Model) SensitiveEFuse(addr uint32) bool {
 	if m.EFuse.Kind == EFuseESP32 {
 		return off >= 0x38 && off < 0xF8 // BLOCK1..3 read and write registers
 	}
-	return off < 0x2C || (off >= 0x9C && off < 0x9C+uint32(m.EFuse.KeyBlocks)*0x20)
+	return off < 0x2C || (off >= m.EFuse.KeyOff && off < m.EFuse.KeyOff+uint32(m.EFuse.KeyBlocks)*0x20)
 }
 
 // keyBytes lists the key lengths of each scheme.
@@ -224,12 +319,14 @@ var keyBytes = map[Scheme][]int{
 
 // SchemeFor gives the scheme that the chip uses with a key of n bytes.
 func (m Model) SchemeFor(n int) (Scheme, error) {
-	if slices.Contains(keyBytes[m.Scheme], n) {
-		return m.Scheme, nil
-	}
-	lengths := make([]string, len(keyBytes[m.Scheme]))
-	for i, l := range keyBytes[m.Scheme] {
-		lengths[i] = strconv.Itoa(l)
+	var lengths []string
+	for _, s := range m.Schemes {
+		if slices.Contains(keyBytes[s], n) {
+			return s, nil
+		}
+		for _, l := range keyBytes[s] {
+			lengths = append(lengths, strconv.Itoa(l))
+		}
 	}
 	return "", fmt.Errorf("a flash encryption key of the %s has %s bytes, not %d", m.Title, strings.Join(lengths, " or "), n)
 }
@@ -245,7 +342,11 @@ func ByName(name string) (Model, error) {
 			return m, nil
 		}
 	}
-	return Model{}, fmt.Errorf("%w %q: known are %s", ErrUnknown, name, strings.Join(Names(), ", "))
+	var names []string
+	for _, m := range all() {
+		names = append(names, m.Name)
+	}
+	return Model{}, fmt.Errorf("%w %q: known are %s", ErrUnknown, name, strings.Join(names, ", "))
 }
 
 // ByID finds a model by the chip id of an image header or of GET_SECURITY_INFO.
@@ -272,13 +373,15 @@ func ByMagic(v uint32) (Model, error) {
 // MagicRegister is where ByMagic's value is read.
 const MagicRegister = 0x40001000
 
-// Names lists the known chips in the order of their introduction.
-func Names() []string {
-	var names []string
-	for _, m := range all() {
-		names = append(names, m.Name)
-	}
-	return names
-}
+// Names lists the chips that everything here can do, in the order of their
+// introduction: a chip stands in simulated once internal/espsim is one.
+func Names() []string { return slices.Clone(simulated) }
 
-func all() []Model { return []Model{esp32(), esp32c3()} }
+var simulated = []string{"esp32", "esp32c3"}
+
+// All lists the models of all chips, in the order of their introduction.
+func All() []Model { return all() }
+
+func all() []Model {
+	return []Model{esp32(), esp32s2(), esp32c3(), esp32s3(), esp32c2(), esp32c6(), esp32h2(), esp32p4(), esp32c5(), esp32c61()}
+}

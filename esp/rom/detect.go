@@ -139,17 +139,15 @@ func (c *Client) SecurityInfo(ctx context.Context) (SecurityInfo, error) {
 
 // family names the chips that GET_SECURITY_INFO can announce (esp-facts A.5), for
 // errors about those that this build does not know.
-var family = map[uint32]string{
-	2: "ESP32-S2", 5: "ESP32-C3", 9: "ESP32-S3", 12: "ESP32-C2", 13: "ESP32-C6", 16: "ESP32-H2",
-	18: "ESP32-P4", 20: "ESP32-C61", 23: "ESP32-C5", 25: "ESP32-H21", 28: "ESP32-H4", 32: "ESP32-S31",
-}
+var family = map[uint32]string{25: "ESP32-H21", 28: "ESP32-H4", 32: "ESP32-S31"}
 
-// magics of chips without a chip id in GET_SECURITY_INFO.
-var magics = map[uint32]string{0x000007C6: "ESP32-S2", 0xFFF0C101: "ESP8266"}
+// magics of chips that this build does not know.
+var magics = map[uint32]string{0xFFF0C101: "ESP8266"}
 
 // Detect finds out which chip this is and sets the client up for it: by the chip
 // id of GET_SECURITY_INFO where there is one, otherwise by the word at
-// 0x40001000 (esp-facts A.5). A chip that this build does not know is
+// 0x40001000. A chip whose security information ends before the id and that lets no
+// register be read is an ESP32-S2 in Secure Download Mode (esp-facts A.5). A chip that this build does not know is
 // chip.ErrUnknown, with its name where that is known.
 func (c *Client) Detect(ctx context.Context) (chip.Model, error) {
 	m, err := c.detect(ctx)
@@ -177,19 +175,39 @@ func (c *Client) detect(ctx context.Context) (chip.Model, error) {
 		m, err := c.byMagic(ctx)
 		switch {
 		case Refused(err) && refused && !again:
+		case Refused(err) && !refused && info.SecureDownload():
+			return withoutID()
 		case Refused(err):
-			return chip.Model{}, fmt.Errorf("%w: it refuses GET_SECURITY_INFO's chip id and READ_REG, as an ESP32-S2 in Secure Download Mode does; this build knows %s",
-				chip.ErrUnknown, strings.Join(chip.Names(), ", "))
+			return chip.Model{}, fmt.Errorf("%w: it tells no chip id and refuses READ_REG; this build knows %s", chip.ErrUnknown, known())
 		case err != nil:
 			return chip.Model{}, err
 		case m.ROM.SecurityInfo && refused && !again:
 		case m.ROM.SecurityInfo && refused:
 			return chip.Model{}, fmt.Errorf("the %s refuses GET_SECURITY_INFO, which it must know: %w: connect again", m.Title, ErrNoise)
 		default:
-			c.secure = false
+			c.secure = false // a register was read
 			return m, nil
 		}
 	}
+}
+
+// withoutID is the chip whose security information has no chip id.
+func withoutID() (chip.Model, error) {
+	for _, m := range models() {
+		if m.ROM.SecurityInfo && m.ROM.SecurityInfoBytes == securityInfoShort {
+			return m, nil
+		}
+	}
+	return chip.Model{}, fmt.Errorf("%w: it tells no chip id; this build knows %s", chip.ErrUnknown, known())
+}
+
+// known lists the chips of this build, for errors.
+func known() string {
+	var names []string
+	for _, m := range models() {
+		names = append(names, m.Name)
+	}
+	return strings.Join(names, ", ")
 }
 
 func byChipID(id uint32) (chip.Model, error) {
@@ -201,7 +219,7 @@ func byChipID(id uint32) (chip.Model, error) {
 	if !ok {
 		name = "a new chip"
 	}
-	return chip.Model{}, fmt.Errorf("%w: %s (chip id %d); this build knows %s", chip.ErrUnknown, name, id, strings.Join(chip.Names(), ", "))
+	return chip.Model{}, fmt.Errorf("%w: %s (chip id %d); this build knows %s", chip.ErrUnknown, name, id, known())
 }
 
 // byMagic reads the word at 0x40001000. A value that names a chip of this build
@@ -222,7 +240,7 @@ func (c *Client) byMagic(ctx context.Context) (chip.Model, error) {
 	}
 	m, err := chip.ByMagic(v)
 	if name, ok := magics[v]; errors.Is(err, chip.ErrUnknown) && ok {
-		return chip.Model{}, fmt.Errorf("%w: %s; this build knows %s", chip.ErrUnknown, name, strings.Join(chip.Names(), ", "))
+		return chip.Model{}, fmt.Errorf("%w: %s; this build knows %s", chip.ErrUnknown, name, known())
 	}
 	return m, err
 }

@@ -617,11 +617,11 @@ func TestDetectUnknown(t *testing.T) {
 		set  func(*loader)
 		want string
 	}{
-		{"S3", func(l *loader) { l.model.ID = 9 }, "ESP32-S3"},
+		{"H21", func(l *loader) { l.model.ID = 25 }, "ESP32-H21"},
 		{"new chip", func(l *loader) { l.model.ID = 77 }, "chip id 77"},
-		{"S2", func(l *loader) { l.model.ROM.SecurityInfo = false; l.regs[chip.MagicRegister] = 0x7C6 }, "ESP32-S2"},
+		{"ESP8266", func(l *loader) { l.model.ROM.SecurityInfo = false; l.regs[chip.MagicRegister] = 0xFFF0C101 }, "ESP8266"},
 		{"strange magic", func(l *loader) { l.model.ROM.SecurityInfo = false; l.regs[chip.MagicRegister] = 0x12345678 }, "0x12345678"},
-		{"S2 in Secure Download Mode", func(l *loader) { l.model.ROM.SecurityInfo = false; l.secure = true }, "Secure Download Mode"},
+		{"nothing is answered", func(l *loader) { l.model.ROM.SecurityInfo = false; l.secure = true }, "no chip id"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -74,12 +74,4 @@ func (c *Client) note(length int, format string, args ...any) {
 }
 
 // models are all chips of this build.
-func models() []chip.Model {
-	var out []chip.Model
-	for _, name := range chip.Names() {
-		if m, err := chip.ByName(name); err == nil {
-			out = append(out, m)
-		}
-	}
-	return out
-}
+func models() []chip.Model { return chip.All() }

@@ -32,16 +32,20 @@ func compare(dir, idf string) error {
 	}
 	var errs []error
 	for _, f := range files {
-		data, err := os.ReadFile(filepath.Join(idf, f.source.File))
-		if err != nil {
-			return err
-		}
-		if sum := fmt.Sprintf("%x", sha256.Sum256(data)); sum != f.source.SHA256 {
-			errs = append(errs, fmt.Errorf("%s: sha256 %s, our source record says %s", f.source.File, sum, f.source.SHA256))
-		}
-		rows, err := parseIDF(string(data))
-		if err != nil {
-			return fmt.Errorf("%s: %w", f.source.File, err)
+		var rows []idfField
+		for _, src := range f.sources {
+			data, err := os.ReadFile(filepath.Join(idf, src.File))
+			if err != nil {
+				return err
+			}
+			if sum := fmt.Sprintf("%x", sha256.Sum256(data)); sum != src.SHA256 {
+				errs = append(errs, fmt.Errorf("%s: sha256 %s, our source record says %s", src.File, sum, src.SHA256))
+			}
+			more, err := parseIDF(string(data))
+			if err != nil {
+				return fmt.Errorf("%s: %w", src.File, err)
+			}
+			rows = append(rows, more...)
 		}
 		errs = append(errs, f.against(rows)...)
 	}
@@ -88,10 +92,31 @@ func parseIDF(text string) ([]idfField, error) {
 	}
 }
 
+// whole names the field that upstream's table splits into X and X_H, or X_LO and X_HI,
+// and that is one here.
+func (f *file) whole(of string) string {
+	for _, suffix := range []string{"_H", "_LO", "_HI"} {
+		name, ok := strings.CutSuffix(of, suffix)
+		if ok && slices.ContainsFunc(f.fields, func(x table.Field) bool { return x.Name == name && len(x.Parts) > 1 }) {
+			return name
+		}
+	}
+	return of
+}
+
+// half reports whether upstream means a half of a key block (KEY0.LOW), with the
+// same protection bit.
+func (f *file) half(kind, of string, bit int) bool {
+	block, _, dotted := strings.Cut(of, ".")
+	return dotted && kind == "RD_DIS" && slices.ContainsFunc(f.blocks, func(b table.Block) bool {
+		return b.Name == block && len(b.RDDisAll) > 1 && slices.Contains(b.RDDisAll, bit)
+	})
+}
+
 // against lists the differences.
 func (f *file) against(rows []idfField) []error {
 	var errs []error
-	differ := func(format string, args ...any) { errs = append(errs, fmt.Errorf(f.chip+": "+format, args...)) }
+	differ := func(format string, args ...any) { errs = append(errs, fmt.Errorf(f.base()+": "+format, args...)) }
 	byName := map[string]int{} // ours, by any name
 	for i, x := range f.fields {
 		for _, n := range append([]string{x.Name}, x.Aliases...) {
@@ -102,29 +127,51 @@ func (f *file) against(rows []idfField) []error {
 	for _, n := range []string{"WR_DIS", "RD_DIS"} {
 		mask[n] = f.fields[byName[n]].Parts[0].Bit
 	}
-	named, locked, hidden := map[string]bool{}, map[string]int{}, map[string][]int{}
+	named, locked, hidden, absent := map[string]bool{}, map[string]int{}, map[string][]int{}, map[string]bool{}
 	for _, r := range rows {
+		// One of the tables writes WR_DIS_X for WR_DIS.X.
+		if of, ok := strings.CutPrefix(r.name, "WR_DIS_"); ok {
+			r.name = "WR_DIS." + of
+		}
 		kind, of, ok := strings.Cut(r.name, ".")
 		if ok && (kind == "WR_DIS" || kind == "RD_DIS") {
 			bit := r.parts[0].Bit - mask[kind]
+			if slices.Contains(f.absent, of) {
+				continue
+			}
+			if _, isField := byName[of]; !isField {
+				of = f.whole(of)
+			}
 			if i, isField := byName[of]; isField {
 				name := f.fields[i].Name
 				if kind == "WR_DIS" {
+					if was, twice := locked[name]; twice && was != bit {
+						differ("%s: WR_DIS bits %d and %d upstream", name, was, bit)
+					}
 					locked[name] = bit
 				} else {
-					hidden[name] = append(hidden[name], bit)
+					for b := range r.parts[0].Len {
+						hidden[name] = append(hidden[name], bit+b)
+					}
 				}
 			}
 			if b := slices.IndexFunc(f.blocks, func(b table.Block) bool { return b.Name == of || slices.Contains(b.Aliases, of) }); b >= 0 {
 				if kind == "WR_DIS" && f.blocks[b].WRDis != bit || kind == "RD_DIS" && !slices.Contains(f.blocks[b].RDDisAll, bit) {
 					differ("block %s: %s bit %d upstream", of, kind, bit)
 				}
-			} else if _, isField := byName[of]; !isField {
+			} else if _, isField := byName[of]; !isField && !f.half(kind, of, bit) {
 				differ("%s protects nothing we know", r.name)
 			}
 			continue
 		}
 		i, known := byName[r.name]
+		if slices.Contains(f.absent, r.name) {
+			absent[r.name] = true
+			if known {
+				differ("field %s is said to be absent and is here", r.name)
+			}
+			continue
+		}
 		if !known {
 			differ("field %s is missing", r.name)
 			continue
@@ -138,6 +185,11 @@ func (f *file) against(rows []idfField) []error {
 			if byName[a] != i {
 				differ("field %s: alias %s is missing", r.name, a)
 			}
+		}
+	}
+	for _, a := range f.absent {
+		if !absent[a] {
+			differ("field %s is absent upstream too: the record says nothing", a)
 		}
 	}
 	for _, x := range f.fields {

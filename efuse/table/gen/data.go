@@ -8,20 +8,24 @@ import (
 	"strings"
 
 	"github.com/provisiond/provisiond/efuse/table"
+	"github.com/provisiond/provisiond/esp/chip"
 )
 
 // file is a data file: its comment lines and its records in order.
 type file struct {
 	comments []string // without the leading "#"; they stand at the top
 	chip     string
-	source   table.Source
+	first    string // the first silicon revision that this is the table of, "" for the oldest
+	sources  []table.Source
+	absent   []string // fields of the sources that this silicon lacks
 	blocks   []table.Block
 	purposes []table.Purpose
 	fields   []table.Field
 }
 
-// columns is how many columns each kind of record has, its kind included.
-var columns = map[string]int{"chip": 2, "source": 4, "block": 10, "purpose": 7, "field": 10}
+// columns is how many columns each kind of record has, its kind included. A chip
+// with several tables names the first revision of a later one in a third column.
+var columns = map[string][]int{"chip": {2, 3}, "source": {4}, "absent": {2}, "block": {10}, "purpose": {7}, "field": {10}}
 
 var (
 	orders   = []string{"same", "reversed"}
@@ -41,7 +45,7 @@ func parse(data []byte) (*file, error) {
 			return nil, fmt.Errorf("line %d: %w", i+1, err)
 		}
 	}
-	if f.chip == "" || f.source.File == "" {
+	if f.chip == "" || len(f.sources) == 0 {
 		return nil, fmt.Errorf("a chip and a source record are needed")
 	}
 	return f, nil
@@ -56,7 +60,7 @@ func (f *file) line(line string) error {
 		return nil
 	}
 	col := strings.Split(line, ",")
-	if want, ok := columns[col[0]]; !ok || len(col) != want {
+	if !slices.Contains(columns[col[0]], len(col)) {
 		return fmt.Errorf("a %q record of %d columns is not known", col[0], len(col))
 	}
 	for i, c := range col {
@@ -74,11 +78,17 @@ func (f *file) line(line string) error {
 			return fmt.Errorf("one chip record with a name is needed")
 		}
 		f.chip = col[1]
-	case "source":
-		if f.source.File != "" || slices.Contains(col, "-") {
-			return fmt.Errorf("one source record without gaps is needed")
+		if len(col) == 3 {
+			f.first = col[2]
+			p.revision(f.first)
 		}
-		f.source = table.Source{File: col[1], Revision: col[2], SHA256: col[3]}
+	case "source":
+		if slices.Contains(col, "-") {
+			return fmt.Errorf("a source record without gaps is needed")
+		}
+		f.sources = append(f.sources, table.Source{File: col[1], Revision: col[2], SHA256: col[3]})
+	case "absent":
+		f.absent = append(f.absent, p.text(col[1]))
 	case "block":
 		b := table.Block{
 			Index: p.number(col[1]), Name: p.text(col[2]), Aliases: p.list(col[3]),
@@ -105,19 +115,21 @@ func (f *file) line(line string) error {
 }
 
 func rank(kind string) int {
-	return slices.Index([]string{"chip", "source", "block", "purpose", "field"}, kind)
+	return slices.Index([]string{"chip", "source", "absent", "block", "purpose", "field"}, kind)
 }
 
 // rank is the kind of the last record.
 func (f *file) rank() int {
 	switch {
 	case len(f.fields) > 0:
-		return 4
+		return 5
 	case len(f.purposes) > 0:
-		return 3
+		return 4
 	case len(f.blocks) > 0:
+		return 3
+	case len(f.absent) > 0:
 		return 2
-	case f.source.File != "":
+	case len(f.sources) > 0:
 		return 1
 	}
 	return 0
@@ -130,8 +142,17 @@ func (f *file) encode() []byte {
 		fmt.Fprintf(&b, "#%s\n", c)
 	}
 	row := func(col ...string) { b.WriteString(strings.Join(col, ",") + "\n") }
-	row("chip", f.chip)
-	row("source", f.source.File, f.source.Revision, f.source.SHA256)
+	if f.first == "" {
+		row("chip", f.chip)
+	} else {
+		row("chip", f.chip, f.first)
+	}
+	for _, x := range f.sources {
+		row("source", x.File, x.Revision, x.SHA256)
+	}
+	for _, x := range f.absent {
+		row("absent", x)
+	}
 	for _, x := range f.blocks {
 		write := "-"
 		if x.WriteOff != 0 {
@@ -176,6 +197,15 @@ func (p *columnParser) text(s string) string {
 		p.fail("a name or comment is missing")
 	}
 	return s
+}
+
+// revision reads a silicon revision as it is written: 3.0.
+func (p *columnParser) revision(s string) chip.Revision {
+	r, err := chip.ParseRevision(s)
+	if err != nil || r == 0 || r.String() != "v"+s {
+		p.fail("%q is not a silicon revision after v0.0: write 3.0", s)
+	}
+	return r
 }
 
 func (p *columnParser) none(s string) string {
@@ -349,8 +379,8 @@ func (f *file) check() error {
 			if bit >= whole {
 				return fmt.Errorf("field %s: bit %d is outside block %d", fd.Name, bit, fd.Block)
 			}
-			if fd.Len() == whole {
-				continue // names the block itself; parts of it may have names too
+			if parent, _, dotted := strings.Cut(fd.Name, "."); fd.Len() == whole || dotted && width[parent] > fd.Len() {
+				continue // names the block itself, or a part of a field that is named too
 			}
 			if err := claim(fmt.Sprintf("block %d ", fd.Block), fmt.Sprintf("bit %d", bit), fd.Name); err != nil {
 				return err
