@@ -116,13 +116,13 @@ type job struct {
 	data    [8]uint32 // for the programming registers
 	check   [3]uint32 // RS parity
 	want    [8]uint32 // what the read registers have to show
-	key     *checkedKey
+	keys    []checkedKey
+	words   int // of a key block: how many of its words are data
 	written []string
-	fp      Fingerprint
 }
 
 func (j *job) wipe() {
-	if j.key != nil {
+	if len(j.keys) > 0 {
 		clear(j.data[:])
 		clear(j.check[:])
 		clear(j.want[:])
@@ -150,13 +150,13 @@ type burner struct {
 // compared after the burn and burned again, the same data, up to twice (of a key
 // that is resumed, up to three burns in all); a later block is not touched when an earlier one failed.
 //
-// The key goes with the stage that has one, and only with it. It is used inside
-// the call.
+// The keys are those of the stage, in the order of its Keys; nil ones are left out.
+// They are used inside the call.
 //
 // The context is used as it is: once a burn has begun a cancel makes it
 // indeterminate, so give one that only a deadline ends. The report is nil only if
 // the chip was not reached.
-func Burn(ctx context.Context, regs Registers, m chip.Model, cp CheckedPlan, stage int, key *secret.Bytes) (*Report, error) {
+func Burn(ctx context.Context, regs Registers, m chip.Model, cp CheckedPlan, stage int, keys ...*secret.Bytes) (*Report, error) {
 	if cp.base == nil {
 		return nil, errUnchecked
 	}
@@ -166,8 +166,13 @@ func Burn(ctx context.Context, regs Registers, m chip.Model, cp CheckedPlan, sta
 	if stage < 0 || stage >= len(cp.stages) {
 		return nil, fmt.Errorf("stage %d: the plan has %d", stage, len(cp.stages))
 	}
-	if want := cp.KeyLen(stage); key.Len() != want {
-		return nil, fmt.Errorf("stage %s takes a key of %d bytes, %d were given", cp.stages[stage].Name, want, key.Len())
+	keys = slices.DeleteFunc(slices.Clone(keys), func(k *secret.Bytes) bool { return k == nil })
+	given := make([]int, len(keys))
+	for i, k := range keys {
+		given[i] = k.Len()
+	}
+	if want := cp.KeyLens(stage); !slices.Equal(want, given) {
+		return nil, fmt.Errorf("stage %s takes keys of %d bytes, %d were given", cp.stages[stage].Name, want, given)
 	}
 	c, err := newController(regs, m)
 	if err != nil {
@@ -182,7 +187,7 @@ func Burn(ctx context.Context, regs Registers, m chip.Model, cp CheckedPlan, sta
 	if err := cp.Expected(stage - 1).Verify(b.now); err != nil && !b.resumes(err) {
 		return b.report, err
 	}
-	jobs, err := b.jobs(key)
+	jobs, err := b.jobs(keys)
 	defer func() {
 		for _, j := range jobs {
 			j.wipe()
@@ -202,23 +207,26 @@ func Burn(ctx context.Context, regs Registers, m chip.Model, cp CheckedPlan, sta
 		}
 	}
 	exp := cp.Expected(stage)
-	if k := b.stage.key; k != nil {
-		fp, err := KeyFingerprint(key)
+	for i, k := range b.stage.keys {
+		fp, err := KeyFingerprint(keys[i])
 		if err != nil {
 			return b.report, err
 		}
-		exp = exp.WithKey(k.block.Name, fp)
+		exp = exp.WithKey(k.slot.Name, fp)
 	}
 	return b.report, exp.Verify(b.now)
 }
 
 // resumes says whether the one difference is the damage that an interrupted burn
-// of this stage's key left in its block: too few bits make the decoder complain.
+// of this stage's keys left in their blocks: too few bits make the decoder complain.
 func (b *burner) resumes(err error) bool {
 	var bad *UnexpectedBitsError
-	k := b.stage.key
-	return k != nil && k.resume && errors.As(err, &bad) && len(bad.Outside)+len(bad.Missing)+len(bad.Blocks) == 0 &&
-		!slices.ContainsFunc(bad.Errors, func(e BlockError) bool { return e.Block != k.block.Name })
+	return errors.As(err, &bad) && len(bad.Outside)+len(bad.Missing)+len(bad.Blocks) == 0 &&
+		!slices.ContainsFunc(bad.Errors, func(e BlockError) bool {
+			return !slices.ContainsFunc(b.stage.keys, func(k checkedKey) bool {
+				return k.resume && b.n.blocks[k.slot.Block].Name == e.Block
+			})
+		})
 }
 
 // KeyFingerprint names a key as a snapshot names the block that holds it.
@@ -228,13 +236,13 @@ func KeyFingerprint(key *secret.Bytes) (fp Fingerprint, err error) {
 }
 
 // jobs lists the burn commands of the stage: what is set already is left out.
-func (b *burner) jobs(key *secret.Bytes) ([]*job, error) {
+func (b *burner) jobs(keys []*secret.Bytes) ([]*job, error) {
 	var out []*job
 	for i := len(b.n.blocks) - 1; i >= 0; i-- {
 		blk := b.n.blocks[i]
 		switch {
-		case b.stage.key != nil && b.stage.key.block.Index == i:
-			j, err := b.keyJob(key)
+		case slices.ContainsFunc(b.stage.keys, func(k checkedKey) bool { return k.slot.Block == i }):
+			j, err := b.keyJob(blk, keys)
 			if err != nil {
 				return out, err
 			}
@@ -271,57 +279,48 @@ func (j *job) encode(scheme Scheme) {
 	}
 }
 
-// keyJob puts the key's bytes into register order. It is nil if the block holds
-// exactly the key.
-func (b *burner) keyJob(key *secret.Bytes) (*job, error) {
-	k := b.stage.key
-	j := &job{block: k.block, step: StepKey, key: k}
-	err := key.Use(func(raw []byte) error {
-		j.fp = secret.Fingerprint(raw)
-		var image [32]byte // of the programming registers
-		defer clear(image[:])
-		own := append(make([]byte, 0, 32), raw...)
-		defer func() { clear(own) }()
-		if k.purpose.Reversed {
-			slices.Reverse(own)
+// keyJob puts the bytes of a block's keys into register order. It is nil if the
+// block holds exactly them.
+func (b *burner) keyJob(blk table.Block, keys []*secret.Bytes) (*job, error) {
+	j := &job{block: blk, step: StepKey, words: b.now.dataLen() / 4}
+	var image [32]byte // of the programming registers
+	defer clear(image[:])
+	for i, k := range b.stage.keys {
+		if k.slot.Block != blk.Index {
+			continue
 		}
-		copy(image[:], own)
-		for i := range j.want {
-			j.want[i] = binary.LittleEndian.Uint32(image[4*i:])
+		err := keys[i].Use(func(raw []byte) error {
+			j.written = append(j.written, fingerprintPrefix+Fingerprint(secret.Fingerprint(raw)).String())
+			own := image[k.slot.Offset : k.slot.Offset+copy(image[k.slot.Offset:], raw)]
+			if k.purpose.Reversed {
+				slices.Reverse(own)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
 		}
-		if b.scheme == Scheme34 {
-			image = coding.Encode34((*[coding.DataLen34]byte)(own))
-		}
-		for i := range j.data {
-			j.data[i] = binary.LittleEndian.Uint32(image[4*i:])
-		}
-		j.encode(b.scheme)
-		return nil
-	})
-	if err != nil {
-		return nil, err
+		j.keys = append(j.keys, k)
 	}
-	j.written = []string{fingerprintPrefix + j.fp.String()}
-	present := make([]uint32, len(j.want))
-	defer clear(present)
-	if b.now.blocks[k.block.Index].key == nil {
+	for i := range j.want {
+		j.want[i] = binary.LittleEndian.Uint32(image[4*i:])
+	}
+	if b.scheme == Scheme34 {
+		image = coding.Encode34((*[coding.DataLen34]byte)(image[:]))
+	}
+	for i := range j.data {
+		j.data[i] = binary.LittleEndian.Uint32(image[4*i:])
+	}
+	j.encode(b.scheme)
+	if b.now.blocks[blk.Index].key == nil {
 		return j, nil
 	}
-	err = b.now.blocks[k.block.Index].key.Use(func(raw []byte) error {
-		for i := range present {
-			present[i] = binary.LittleEndian.Uint32(raw[4*i:])
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	missing, outside := j.compare(present)
-	damaged := slices.ContainsFunc(b.now.BlockErrors(), func(e BlockError) bool { return e.Block == k.block.Name })
+	missing, outside := j.compare(b.now)
+	damaged := slices.ContainsFunc(b.now.BlockErrors(), func(e BlockError) bool { return e.Block == blk.Name })
 	switch {
 	case outside:
 		j.wipe()
-		return nil, fmt.Errorf("stage %s, block %s: %w", b.stage.Name, k.block.Name, ErrKeyMismatch)
+		return nil, fmt.Errorf("stage %s, block %s: %w", b.stage.Name, blk.Name, ErrKeyMismatch)
 	case !missing && !damaged:
 		j.wipe()
 		return nil, nil
@@ -329,11 +328,19 @@ func (b *burner) keyJob(key *secret.Bytes) (*job, error) {
 	return j, nil
 }
 
-// compare looks at all data words, in a time that does not depend on them: bits
-// that lack, bits too many.
-func (j *job) compare(have []uint32) (missing, outside bool) {
+// compare looks at all data words of a key block, in a time that does not depend on
+// them: bits that lack, bits too many.
+func (j *job) compare(now *Snapshot) (missing, outside bool) {
+	have := make([]uint32, len(j.want))
+	defer clear(have)
+	_ = now.blocks[j.block.Index].key.Use(func(raw []byte) error { // an empty block leaves zeros
+		for i := range have {
+			have[i] = binary.LittleEndian.Uint32(raw[4*i:])
+		}
+		return nil
+	})
 	var m, o uint32
-	for i := range j.key.bytes / 4 {
+	for i := range j.words {
 		m |= j.want[i] &^ have[i]
 		o |= have[i] &^ j.want[i]
 	}
@@ -405,8 +412,8 @@ func (b *burner) burn(ctx context.Context, j *job) error {
 	rep := &b.report.Burns[len(b.report.Burns)-1]
 	before := slices.Clone(b.now.blocks[j.block.Index].words)
 	spent := 0
-	if j.key != nil {
-		spent = j.key.spent
+	for _, k := range j.keys {
+		spent = max(spent, k.spent)
 	}
 	if spent >= burnAttempts {
 		bad := b.judge(j, before, rep)
@@ -614,6 +621,8 @@ func (b *burner) look(ctx context.Context, j *job, rep *BlockBurn) error {
 	for _, name := range b.stage.ReadProtect {
 		if blk, ok := b.t.Block(name); ok {
 			again[blk.Index] = true
+		} else if slot, ok := b.t.Slot(name); ok {
+			again[slot.Block] = true
 		}
 	}
 	for i, blk := range b.n.blocks {
@@ -641,16 +650,8 @@ func (b *burner) judge(j *job, before []uint32, rep *BlockBurn) *BurnError {
 			bad.Errors = append(bad.Errors, e)
 		}
 	}
-	if j.key != nil {
-		have := make([]uint32, len(j.want))
-		defer clear(have)
-		_ = b.now.blocks[j.block.Index].key.Use(func(raw []byte) error { // an empty block leaves zeros
-			for i := range have {
-				have[i] = binary.LittleEndian.Uint32(raw[4*i:])
-			}
-			return nil
-		})
-		missing, outside := j.compare(have)
+	if len(j.keys) > 0 {
+		missing, outside := j.compare(b.now)
 		bad.Key = missing || outside
 		if outside {
 			bad.Outside = []BitRef{{Block: j.block.Name, Bit: -1, Field: j.block.Name}}

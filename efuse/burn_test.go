@@ -42,7 +42,7 @@ func TestWholeWay(t *testing.T) {
 			keyBlock := map[string]int{"esp32": 1, "esp32c3": 4}[name]
 			for i, st := range cp.Stages() {
 				var k *secret.Bytes
-				if st.Key != nil {
+				if len(st.Keys) > 0 {
 					k = key
 				}
 				rep, err := efuse.Burn(t.Context(), f, f.m, cp, i, k)
@@ -59,12 +59,12 @@ func TestWholeWay(t *testing.T) {
 						t.Errorf("key reads %08x", f.shown[keyBlock])
 					}
 					want := secret.Fingerprint(mustBytes(t, key))
-					if ks, _ := rep.After.KeyBlock(st.Key.Block); ks.Fingerprint != want || ks.Free || ks.ReadProtected {
+					if ks, _ := rep.After.KeyBlock(st.Keys[0].Block); ks.Fingerprint != want || ks.Free || ks.ReadProtected {
 						t.Errorf("%+v, want fingerprint %x", ks, want)
 					}
 				}
 				if i == 1 {
-					ks, _ := rep.After.KeyBlock(cp.Stages()[0].Key.Block)
+					ks, _ := rep.After.KeyBlock(cp.Stages()[0].Keys[0].Block)
 					if !ks.Zero || ks.Free || !ks.ReadProtected || !ks.WriteProtected || name == "esp32c3" && !ks.PurposeWriteProtected {
 						t.Errorf("after protection: %+v", ks)
 					}
@@ -215,7 +215,7 @@ func TestKey34(t *testing.T) {
 	f := newFake(t, "esp32")
 	f.setField("CODING_SCHEME", 1)
 	cp := check(t, f, stages(f.m)...)
-	if n := cp.KeyLen(0); n != 24 {
+	if n := cp.KeyLens(0); !slices.Equal(n, []int{24}) {
 		t.Fatalf("the key has %d bytes", n)
 	}
 	if _, err := efuse.Burn(t.Context(), f, f.m, cp, 0, key00(32)); err == nil || f.burns != 0 {
@@ -603,7 +603,7 @@ func TestResume(t *testing.T) {
 	if _, err := efuse.NewPlan(f.m, st...).Check(read(t, f)); err == nil {
 		t.Fatal("a key block in use passes")
 	}
-	st[0].Key.Resume = true
+	st[0].Keys[0].Resume = true
 	cp := check(t, f, st...)
 	foreign := secret.New(slices.Repeat([]byte{0xA5}, 32))
 	if _, err := efuse.Burn(t.Context(), f, f.m, cp, 0, foreign); !errors.Is(err, efuse.ErrKeyMismatch) || f.burns != 0 {
@@ -632,7 +632,7 @@ func TestKeyBurnsInAll(t *testing.T) {
 		f := newFake(t, "esp32c3")
 		f.weak[[2]int{4, 2}] = 1 // of the burns that are left the first does not take it
 		st := stages(f.m)
-		st[0].Key.Resume, st[0].Key.Spent = true, spent
+		st[0].Keys[0].Resume, st[0].Keys[0].Spent = true, spent
 		rep, err := efuse.Burn(t.Context(), f, f.m, check(t, f, st...), 0, key00(32))
 		var bad *efuse.BurnError
 		if errors.As(err, &bad) != want.fails || rep.Burns[0].Attempts != want.tries || bad != nil && bad.Attempts != 3 {
@@ -640,7 +640,7 @@ func TestKeyBurnsInAll(t *testing.T) {
 		}
 	}
 	st := stages(newFake(t, "esp32c3").m)
-	st[0].Key.Spent = 1
+	st[0].Keys[0].Spent = 1
 	f := newFake(t, "esp32c3")
 	if _, err := efuse.NewPlan(f.m, st...).Check(read(t, f)); err == nil {
 		t.Error("burns are spent on a key that is not resumed")

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -79,17 +80,23 @@ func Describe(s *Snapshot) Description {
 	return d
 }
 
+// describeKey describes a key block; of one that holds two keys both.
 func (s *Snapshot) describeKey(b table.Block) (value, meaning string) {
-	k, err := s.KeyBlock(b.Name)
-	switch {
-	case err != nil:
-		return "", err.Error()
-	case k.Free:
-		return "0x0", "free"
-	case k.Zero:
-		return "0x0", k.Purpose
+	var values, meanings []string
+	for _, k := range s.KeyBlocks() {
+		if k.Block != b.Index {
+			continue
+		}
+		v, m := fingerprintPrefix+k.Fingerprint.String(), k.Purpose
+		if k.Zero {
+			v = "0x0"
+		}
+		if k.Free {
+			m = "free"
+		}
+		values, meanings = append(values, v), append(meanings, m)
 	}
-	return fingerprintPrefix + k.Fingerprint.String(), k.Purpose
+	return strings.Join(slices.Compact(values), " "), strings.Join(slices.Compact(meanings), ", ")
 }
 
 // hex writes a field of any length.

@@ -12,8 +12,8 @@ import (
 // Expectation is what a chip has to show after a stage.
 type Expectation struct {
 	p     CheckedPlan
-	stage int // -1: before the first one
-	keys  map[int]Fingerprint
+	stage int                    // -1: before the first one
+	keys  map[string]Fingerprint // by slot
 }
 
 // Expected is what the chip has to show after a stage; with stage -1, before the
@@ -22,16 +22,16 @@ func (p CheckedPlan) Expected(stage int) Expectation {
 	return Expectation{p: p, stage: min(stage, len(p.stages)-1)}
 }
 
-// WithKey adds what a key block that the plan burns has to hold while it can be
-// read. Without it any contents pass, since a plan does not know the key.
-func (e Expectation) WithKey(block string, fp Fingerprint) Expectation {
+// WithKey adds what a slot that the plan burns has to hold while it can be read.
+// Without it any contents pass, since a plan does not know the keys.
+func (e Expectation) WithKey(slot string, fp Fingerprint) Expectation {
 	e.keys = maps.Clone(e.keys)
 	if e.keys == nil {
-		e.keys = map[int]Fingerprint{}
+		e.keys = map[string]Fingerprint{}
 	}
 	if e.p.base != nil {
-		if b, ok := e.p.base.t.Block(block); ok {
-			e.keys[b.Index] = fp
+		if s, ok := e.p.base.t.Slot(slot); ok {
+			e.keys[s.Name] = fp
 		}
 	}
 	return e
@@ -113,8 +113,10 @@ func (e Expectation) Verify(s *Snapshot) error {
 	}
 	for i, b := range n.blocks {
 		if b.Key {
-			p, ours := burned[i]
-			e.keyBlock(bad, s, i, ours, p.Reversed, hides(b.RDDisAll))
+			for _, slot := range b.Slots() {
+				p, ours := burned[slot.Name]
+				e.keySlot(bad, s, slot, ours, p.Reversed, hides(slot.RDDis))
+			}
 			continue
 		}
 		for w := range b.Words {
@@ -143,9 +145,9 @@ func (e Expectation) Verify(s *Snapshot) error {
 }
 
 // state is the words that the chip holds after the stage, hidden or not, and the
-// key blocks that the plan has burned, with their purpose.
-func (e Expectation) state() (words [][]uint32, burned map[int]table.Purpose) {
-	burned = map[int]table.Purpose{}
+// slots that the plan has burned, with their purpose.
+func (e Expectation) state() (words [][]uint32, burned map[string]table.Purpose) {
+	burned = map[string]table.Purpose{}
 	for _, b := range e.p.base.blocks {
 		words = append(words, append([]uint32(nil), b.words...))
 	}
@@ -156,8 +158,8 @@ func (e Expectation) state() (words [][]uint32, burned map[int]table.Purpose) {
 				words[blk][w] |= st.want[blk][w]
 			}
 		}
-		if st.key != nil {
-			burned[st.key.block.Index] = st.key.purpose
+		for _, k := range st.keys {
+			burned[k.slot.Name] = k.purpose
 		}
 	}
 	return words, burned
@@ -173,25 +175,23 @@ func fieldOf(s *Snapshot, words [][]uint32, name string) (v uint64) {
 	return v
 }
 
-// keyBlock compares one key block: hidden blocks read as zeros, a block that the
-// plan burned holds something, and the others hold what they held.
-func (e Expectation) keyBlock(bad *UnexpectedBitsError, s *Snapshot, i int, burned, reversed, hidden bool) {
-	name := s.t.Blocks()[i].Name
-	add := func(reason string) { bad.Blocks = append(bad.Blocks, Problem{What: name, Reason: reason}) }
-	empty := s.blocks[i].key == nil
+// keySlot compares where one key goes: what is hidden reads as zeros, a slot that
+// the plan burned holds something, and the others hold what they held.
+func (e Expectation) keySlot(bad *UnexpectedBitsError, s *Snapshot, slot table.Slot, burned, reversed, hidden bool) {
+	add := func(reason string) { bad.Blocks = append(bad.Blocks, Problem{What: slot.Name, Reason: reason}) }
+	is := s.fingerprint(slot, reversed)
 	switch {
 	case hidden:
-		if !empty {
+		if !is.IsZero() {
 			add("can be read, though it has to be hidden")
 		}
 	case burned:
-		is := s.fingerprint(i, reversed)
-		if fp, given := e.keys[i]; empty {
+		if fp, given := e.keys[slot.Name]; is.IsZero() {
 			add("is empty, though a key has to be there")
 		} else if given && is != fp {
 			add("holds another key: fingerprint " + is.String())
 		}
-	case s.fingerprint(i, true) != e.p.base.fingerprint(i, true):
+	case s.fingerprint(slot, true) != e.p.base.fingerprint(slot, true):
 		add("holds something else than when the plan was checked")
 	}
 }

@@ -350,12 +350,12 @@ func key00(n int) *secret.Bytes {
 // stages is the whole way to a locked chip: key, protection, lock-down fuses,
 // counter, write protections, last fuse.
 func stages(m chip.Model) []efuse.Stage {
-	key, protect := &efuse.KeyBurn{Block: "KEY0", Purpose: "XTS_AES_128_KEY"}, []string{"KEY0", "KEY_PURPOSE_0"}
+	key, protect := efuse.KeyBurn{Block: "KEY0", Purpose: "XTS_AES_128_KEY"}, []string{"KEY0", "KEY_PURPOSE_0"}
 	if m.Name == "esp32" {
-		key, protect = &efuse.KeyBurn{Block: "BLOCK1"}, []string{"BLOCK1"}
+		key, protect = efuse.KeyBurn{Block: "BLOCK1"}, []string{"BLOCK1"}
 	}
 	return []efuse.Stage{
-		{Name: "key", Key: key},
+		{Name: "key", Keys: []efuse.KeyBurn{key}},
 		{Name: "protect", ReadProtect: []string{key.Block}, WriteProtect: protect},
 		{Name: "lockdown", Set: append(slices.Clone(m.Lockdown.Enable), m.Lockdown.Fuses...)},
 		{Name: "counter", Set: []chip.Assignment{{Field: m.EFuse.FlashCryptCount, Value: m.EFuse.FlashCryptCountFull}}},

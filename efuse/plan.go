@@ -16,14 +16,14 @@ import (
 	"github.com/provisiond/provisiond/esp/chip"
 )
 
-// Stage is burned as a whole by one call of [Burn]: first the key, then the
+// Stage is burned as a whole by one call of [Burn]: first the keys, then the
 // fields, then the critical fuses (the list in burn.go), WR_DIS and RD_DIS.
 type Stage struct {
 	Name         string
 	Set          []chip.Assignment // the fields have exactly these values afterwards
 	WriteProtect []string          // fields or blocks whose bit of WR_DIS is set
-	ReadProtect  []string          // blocks whose bits of RD_DIS are set
-	Key          *KeyBurn
+	ReadProtect  []string          // blocks or slots whose bits of RD_DIS are set
+	Keys         []KeyBurn         // those of one block (ESP32-C2) go in one burn
 
 	// Resume allows bits of BLOCK0 that this stage sets to be half burned, as power
 	// that was lost during their burn leaves them on the chips that keep each bit
@@ -33,18 +33,18 @@ type Stage struct {
 	Resume bool
 }
 
-// KeyBurn puts a key into a block. The bytes are given to [Burn] only. The key is
+// KeyBurn puts a key or a digest into a slot. The bytes are given to [Burn] only. The key is
 // burned readable, read back and compared; a later stage protects it.
 type KeyBurn struct {
-	Block   string // "KEY0"; on the ESP32 "BLOCK1"
-	Purpose string // "XTS_AES_128_KEY"; empty on the ESP32, where the block says it
+	Block   string // the slot: "KEY0"; on the ESP32 "BLOCK1"; on the ESP32-C2 "KEY0.LOW"
+	Purpose string // "XTS_AES_128_KEY"; may be empty where the slot says it
 
 	// Resume allows a block that is not empty, for a burn that was interrupted.
 	// Burn then refuses unless every bit in the block belongs to the key.
 	Resume bool
 
-	// Spent is how many burn commands the block got already in that burn. They
-	// count: a key is burned three times at most in all (esp-facts B.6).
+	// Spent is how many burn commands its block got already in that burn. They
+	// count: a block is burned three times at most in all (esp-facts B.6).
 	Spent int
 }
 
@@ -65,10 +65,7 @@ func cloneStages(stages []Stage) []Stage {
 		out[i].Set = slices.Clone(out[i].Set)
 		out[i].WriteProtect = slices.Clone(out[i].WriteProtect)
 		out[i].ReadProtect = slices.Clone(out[i].ReadProtect)
-		if k := out[i].Key; k != nil {
-			own := *k
-			out[i].Key = &own
-		}
+		out[i].Keys = slices.Clone(out[i].Keys)
 	}
 	return out
 }
@@ -109,12 +106,12 @@ type checkedStage struct {
 	Stage
 	want  [][]uint32 // bits that are set afterwards, by block; not a key's
 	bits  []Bit
-	key   *checkedKey
+	keys  []checkedKey
 	final bool // closes the loader
 }
 
 type checkedKey struct {
-	block   table.Block
+	slot    table.Slot
 	purpose table.Purpose
 	bytes   int
 	resume  bool
@@ -191,7 +188,7 @@ func (c *checker) chip(s *Snapshot, stages []Stage) {
 	}
 	for _, e := range s.BlockErrors() {
 		if slices.ContainsFunc(stages, func(st Stage) bool {
-			return st.Key != nil && st.Key.Resume && c.index(st.Key.Block) == c.index(e.Block)
+			return slices.ContainsFunc(st.Keys, func(k KeyBurn) bool { return k.Resume && c.index(k.Block) == c.index(e.Block) })
 		}) {
 			continue
 		}
@@ -251,8 +248,8 @@ func (c *checker) stage(st Stage, last bool) checkedStage {
 	if st.Name == "" {
 		c.problem("?", "name", "every stage needs one")
 	}
-	if st.Key != nil {
-		c.key(&cs)
+	for _, k := range st.Keys {
+		c.key(&cs, k)
 	}
 	given := map[string]uint32{}
 	for _, a := range st.Set {
@@ -278,8 +275,8 @@ func (c *checker) stage(st Stage, last bool) checkedStage {
 			}
 		}
 	}
-	if cs.key != nil {
-		c.filled[cs.key.block.Index] = true
+	for _, k := range cs.keys {
+		c.filled[k.slot.Block] = true
 	}
 	slices.SortStableFunc(cs.bits, func(a, b Bit) int {
 		if d := c.index(a.Block) - c.index(b.Block); d != 0 {
@@ -290,10 +287,13 @@ func (c *checker) stage(st Stage, last bool) checkedStage {
 	return cs
 }
 
-// index of a block, -1 for none.
-func (c *checker) index(block string) int {
-	if b, ok := c.t.Block(block); ok {
+// index of a block or of the block of a slot, -1 for none.
+func (c *checker) index(name string) int {
+	if b, ok := c.t.Block(name); ok {
 		return b.Index
+	}
+	if s, ok := c.t.Slot(name); ok {
+		return s.Block
 	}
 	return -1
 }
@@ -365,7 +365,7 @@ func (c *checker) set(cs *checkedStage, a chip.Assignment, last bool) {
 		f.Name == c.m.Lockdown.ReleaseFuse || f.Name == c.m.Lockdown.ClosedFuse
 	if closing && missing != 0 {
 		cs.final = true
-		if !last || len(cs.Set) != 1 || cs.Key != nil || len(cs.WriteProtect)+len(cs.ReadProtect) != 0 {
+		if !last || len(cs.Set) != 1 || len(cs.Keys) != 0 || len(cs.WriteProtect)+len(cs.ReadProtect) != 0 {
 			bad("closes the loader: it stands alone, in the last stage")
 		}
 		if f.Name == c.m.Lockdown.ClosedFuse && c.revision < c.m.Lockdown.ClosedMinimum {
@@ -416,12 +416,13 @@ func (c *checker) locked(wr, block int) bool {
 func (c *checker) writeProtect(cs *checkedStage, name string) {
 	wr := table.None
 	f, isField := c.t.Field(name)
-	b, isBlock := c.t.Block(name)
+	i := c.index(name)
+	isBlock := i >= 0
 	switch {
 	case isField:
 		wr = f.WRDis
 	case isBlock:
-		wr = b.WRDis
+		wr = c.n.blocks[i].WRDis
 	}
 	m, _ := c.t.Field("WR_DIS")
 	switch {
@@ -431,7 +432,7 @@ func (c *checker) writeProtect(cs *checkedStage, name string) {
 	case wr == table.None:
 		c.problem(cs.Name, name, "has no write protection")
 		return
-	case cs.Key != nil && c.guards(wr, cs.Key.Block):
+	case slices.ContainsFunc(cs.Keys, func(k KeyBurn) bool { return c.guards(wr, k.Block) }):
 		c.problem(cs.Name, name, "is protected in a later stage, after the key was read back")
 		return
 	case c.locked(m.WRDis, m.Block) && c.mask("WR_DIS")>>wr&1 == 0:
@@ -443,9 +444,13 @@ func (c *checker) writeProtect(cs *checkedStage, name string) {
 
 // guards says whether a bit of WR_DIS locks a key block or its purpose.
 func (c *checker) guards(wr int, block string) bool {
-	b, ok := c.t.Block(block)
+	i := c.index(block)
+	if i < 0 {
+		return false
+	}
+	b := c.n.blocks[i]
 	pf, hasPurpose := purposeField(c.t, b)
-	return ok && (b.WRDis == wr || hasPurpose && pf.WRDis == wr)
+	return b.WRDis == wr || hasPurpose && pf.WRDis == wr
 }
 
 // group lists what a bit of WR_DIS locks.
@@ -466,19 +471,24 @@ func (c *checker) group(wr int) []string {
 
 func (c *checker) readProtect(cs *checkedStage, name string) {
 	bad := func(format string, args ...any) { c.problem(cs.Name, name, format, args...) }
-	b, ok := c.t.Block(name)
-	if !ok || len(b.RDDisAll) == 0 {
+	i := c.index(name)
+	if i < 0 || len(c.n.blocks[i].RDDisAll) == 0 {
 		bad("is no block that can be hidden")
 		return
 	}
+	b := c.n.blocks[i]
+	rd, slots := b.RDDisAll, b.Slots()
+	if s, ok := c.t.Slot(name); ok {
+		rd, slots = s.RDDis, []table.Slot{s}
+	}
 	m, _ := c.t.Field("RD_DIS")
 	already := true
-	for _, bit := range b.RDDisAll {
+	for _, bit := range rd {
 		already = already && c.mask("RD_DIS")>>bit&1 != 0
 	}
 	if !already {
-		switch p, known := c.purposeOf(b); {
-		case cs.Key != nil && c.index(cs.Key.Block) == b.Index:
+		switch {
+		case slices.ContainsFunc(cs.Keys, func(k KeyBurn) bool { return c.index(k.Block) == b.Index }):
 			bad("a key is hidden in a later stage, after it was read back")
 			return
 		case c.locked(m.WRDis, m.Block):
@@ -487,46 +497,53 @@ func (c *checker) readProtect(cs *checkedStage, name string) {
 		case b.Key && !c.filled[b.Index]:
 			bad("is empty: hidden, it would pass for a key")
 			return
-		case known && p.Reading == table.ReadNever:
-			bad("holds %s, which the chip must be able to read", p.Name)
-			return
+		}
+		for _, s := range slots {
+			if p, known := c.purposeOf(s); known && p.Reading == table.ReadNever {
+				bad("holds %s, which the chip must be able to read", p.Name)
+				return
+			}
 		}
 	}
-	for _, bit := range b.RDDisAll {
-		c.want(cs, m.Block, m.Bits()[bit], "hides for good: "+b.Name)
+	for _, bit := range rd {
+		c.want(cs, m.Block, m.Bits()[bit], "hides for good: "+name)
 	}
 }
 
-// purposeOf is what a key block is for in the present state.
-func (c *checker) purposeOf(b table.Block) (table.Purpose, bool) {
-	if f, ok := purposeField(c.t, b); ok {
+// purposeOf is what a slot is for in the present state.
+func (c *checker) purposeOf(s table.Slot) (table.Purpose, bool) {
+	if f, ok := purposeField(c.t, c.n.blocks[s.Block]); ok {
 		return c.t.Purpose(purposeName(c.t, c.get(f)))
 	}
-	return blockPurpose(c.t, b)
+	return slotPurpose(c.t, s)
 }
 
 // key checks a key burn and adds the purpose's bits.
-func (c *checker) key(cs *checkedStage) {
-	k := cs.Key
+func (c *checker) key(cs *checkedStage, k KeyBurn) {
 	bad := func(format string, args ...any) { c.problem(cs.Name, k.Block, format, args...) }
-	b, ok := c.t.Block(k.Block)
-	if !ok || !b.Key {
+	slot, ok := c.t.Slot(k.Block)
+	if !ok {
 		bad("is no key block of %s", c.m.Title)
 		return
 	}
+	if slices.ContainsFunc(cs.keys, func(o checkedKey) bool { return o.slot.Name == slot.Name }) {
+		bad("is given two keys")
+		return
+	}
+	b := c.n.blocks[slot.Block]
 	pf, hasPurpose := purposeField(c.t, b)
 	var p table.Purpose
 	if hasPurpose {
 		p, ok = c.t.Purpose(k.Purpose)
 	} else {
-		p, ok = blockPurpose(c.t, b)
+		p, ok = slotPurpose(c.t, slot)
 		ok = ok && (k.Purpose == "" || k.Purpose == p.Name)
 	}
 	if !ok {
 		bad("%q is no purpose for it", k.Purpose)
 		return
 	}
-	ck := &checkedKey{block: b, purpose: p, bytes: p.Bytes, resume: k.Resume, spent: k.Spent}
+	ck := checkedKey{slot: slot, purpose: p, bytes: p.Bytes, resume: k.Resume, spent: k.Spent}
 	if c.scheme == Scheme34 {
 		if p.Reading == table.ReadNever {
 			bad("%s does not fit the 3/4 coding scheme", p.Name)
@@ -561,12 +578,12 @@ func (c *checker) key(cs *checkedStage) {
 			}
 		}
 	}
-	cs.key = ck
+	cs.keys = append(cs.keys, ck)
 	note := fmt.Sprintf("%d key bytes, in order", ck.bytes)
 	if p.Reversed {
 		note = fmt.Sprintf("%d key bytes, last byte first", ck.bytes)
 	}
-	cs.bits = append(cs.bits, Bit{Stage: cs.Name, BitRef: BitRef{Block: b.Name, Bit: -1, Field: b.Name}, Note: note})
+	cs.bits = append(cs.bits, Bit{Stage: cs.Name, BitRef: BitRef{Block: slot.Name, Bit: -1, Field: slot.Name}, Note: note})
 }
 
 // codedBlocks refuses fields in blocks that a coding scheme allows to be burned
@@ -622,13 +639,19 @@ func (p CheckedPlan) sum() (out [sha256.Size]byte) {
 		if st.Resume {
 			number(h, -2) // no length, so it stands for nothing else
 		}
-		if st.key == nil {
+		switch len(st.keys) {
+		case 0:
 			text("")
-		} else {
-			text(st.key.block.Name)
-			text(st.key.purpose.Name)
-			number(h, st.key.bytes)
-			number(h, map[bool]int{false: 0, true: 1}[st.key.resume])
+		case 1:
+		default:
+			number(h, -3) // no length either
+			number(h, len(st.keys))
+		}
+		for _, k := range st.keys {
+			text(k.slot.Name)
+			text(k.purpose.Name)
+			number(h, k.bytes)
+			number(h, map[bool]int{false: 0, true: 1}[k.resume])
 		}
 		for i, want := range st.want {
 			for w, v := range want {
@@ -679,12 +702,16 @@ func (p CheckedPlan) Stages() []Stage {
 // Chip is the name of the chip's model, "" for a plan that was not checked.
 func (p CheckedPlan) Chip() string { return p.m.Name }
 
-// KeyLen is how many key bytes Burn wants for a stage, 0 for none.
-func (p CheckedPlan) KeyLen(stage int) int {
-	if stage < 0 || stage >= len(p.stages) || p.stages[stage].key == nil {
-		return 0
+// KeyLens is how many bytes Burn wants for each key of a stage, in the order of its Keys.
+func (p CheckedPlan) KeyLens(stage int) []int {
+	if stage < 0 || stage >= len(p.stages) {
+		return nil
 	}
-	return p.stages[stage].key.bytes
+	var out []int
+	for _, k := range p.stages[stage].keys {
+		out = append(out, k.bytes)
+	}
+	return out
 }
 
 // Final reports that a stage closes the loader: after it the chip may answer no more.
@@ -706,7 +733,7 @@ func (p CheckedPlan) MarshalJSON() ([]byte, error) {
 	type stage struct {
 		Name   string `json:"name"`
 		Final  bool   `json:"final,omitempty"`
-		Key    *key   `json:"key,omitempty"`
+		Keys   []key  `json:"keys,omitempty"`
 		Resume bool   `json:"resume,omitempty"`
 		Bits   []Bit  `json:"bits"`
 	}
@@ -721,8 +748,8 @@ func (p CheckedPlan) MarshalJSON() ([]byte, error) {
 	}{Chip: p.m.Name, PlanSHA256: hex.EncodeToString(p.hash[:]), TableSHA256: hex.EncodeToString(th[:]), TableSource: p.base.t.Source().String(), Scheme: p.scheme, Stages: []stage{}}
 	for _, st := range p.stages {
 		s := stage{Name: st.Name, Final: st.final, Resume: st.Resume, Bits: append([]Bit{}, st.bits...)}
-		if st.key != nil {
-			s.Key = &key{st.key.block.Name, st.key.purpose.Name, st.key.bytes, st.key.resume}
+		for _, k := range st.keys {
+			s.Keys = append(s.Keys, key{k.slot.Name, k.purpose.Name, k.bytes, k.resume})
 		}
 		out.Stages = append(out.Stages, s)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/provisiond/provisiond/efuse"
 	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/internal/secret"
 )
 
 func set(field string, v uint32) efuse.Stage {
@@ -21,12 +22,12 @@ func set(field string, v uint32) efuse.Stage {
 }
 
 func TestCheckRefuses(t *testing.T) {
-	keyStage := efuse.Stage{Name: "key", Key: &efuse.KeyBurn{Block: "KEY0", Purpose: "XTS_AES_128_KEY"}}
-	key32 := efuse.Stage{Name: "key", Key: &efuse.KeyBurn{Block: "BLOCK1"}}
+	keyStage := efuse.Stage{Name: "key", Keys: []efuse.KeyBurn{{Block: "KEY0", Purpose: "XTS_AES_128_KEY"}}}
+	key32 := efuse.Stage{Name: "key", Keys: []efuse.KeyBurn{{Block: "BLOCK1"}}}
 	wp := func(names ...string) efuse.Stage { return efuse.Stage{Name: "wp", WriteProtect: names} }
 	rp := func(names ...string) efuse.Stage { return efuse.Stage{Name: "rp", ReadProtect: names} }
 	key := func(block, purpose string) efuse.Stage {
-		return efuse.Stage{Name: "key", Key: &efuse.KeyBurn{Block: block, Purpose: purpose}}
+		return efuse.Stage{Name: "key", Keys: []efuse.KeyBurn{{Block: block, Purpose: purpose}}}
 	}
 	for _, c := range []struct {
 		name, chip string
@@ -93,9 +94,9 @@ func TestCheckRefuses(t *testing.T) {
 		{"repeat scheme", "esp32", func(f *fake) { f.setField("CODING_SCHEME", 2) }, []efuse.Stage{key32}, "repeat scheme"},
 		{"hidden scheme", "esp32", func(f *fake) { f.setField("RD_DIS", 8) }, []efuse.Stage{key32}, "cannot be known"},
 		{"recovery scheme", "esp32", func(f *fake) { f.setField("CODING_SCHEME", 3) }, []efuse.Stage{key32}, ""},
-		{"hidden with the key", "esp32c3", nil, []efuse.Stage{{Name: "key", Key: keyStage.Key, ReadProtect: []string{"KEY0"}}}, "later stage"},
-		{"hidden with the key by alias", "esp32c3", nil, []efuse.Stage{{Name: "key", Key: keyStage.Key, ReadProtect: []string{"BLOCK4"}}}, "later stage"},
-		{"locked with the key", "esp32c3", nil, []efuse.Stage{{Name: "key", Key: keyStage.Key, WriteProtect: []string{"KEY_PURPOSE_0"}}}, "later stage"},
+		{"hidden with the key", "esp32c3", nil, []efuse.Stage{{Name: "key", Keys: keyStage.Keys, ReadProtect: []string{"KEY0"}}}, "later stage"},
+		{"hidden with the key by alias", "esp32c3", nil, []efuse.Stage{{Name: "key", Keys: keyStage.Keys, ReadProtect: []string{"BLOCK4"}}}, "later stage"},
+		{"locked with the key", "esp32c3", nil, []efuse.Stage{{Name: "key", Keys: keyStage.Keys, WriteProtect: []string{"KEY_PURPOSE_0"}}}, "later stage"},
 
 		{"empty block hidden", "esp32c3", nil, []efuse.Stage{rp("KEY1")}, "pass for a key"},
 		{"digest hidden", "esp32c3", nil, []efuse.Stage{key("KEY1", "SECURE_BOOT_DIGEST1"), rp("KEY1")}, "must be able to read"},
@@ -194,10 +195,14 @@ func TestHash(t *testing.T) {
 		"fewer stages": func(s []efuse.Stage) []efuse.Stage { return s[:5] },
 		"name":         func(s []efuse.Stage) []efuse.Stage { s[2].Name = "x"; return s },
 		"value":        func(s []efuse.Stage) []efuse.Stage { s[3].Set[0].Value = 1; return s },
-		"block":        func(s []efuse.Stage) []efuse.Stage { s[0].Key.Block = "KEY1"; s = append(s[:1], s[2:]...); return s },
-		"purpose":      func(s []efuse.Stage) []efuse.Stage { s[0].Key.Purpose = "HMAC_UP"; return s },
-		"resume":       func(s []efuse.Stage) []efuse.Stage { s[0].Key.Resume = true; return s },
-		"last fuse":    func(s []efuse.Stage) []efuse.Stage { s[5].Set[0].Field = "DIS_DOWNLOAD_MODE"; return s },
+		"block": func(s []efuse.Stage) []efuse.Stage {
+			s[0].Keys[0].Block = "KEY1"
+			s = append(s[:1], s[2:]...)
+			return s
+		},
+		"purpose":   func(s []efuse.Stage) []efuse.Stage { s[0].Keys[0].Purpose = "HMAC_UP"; return s },
+		"resume":    func(s []efuse.Stage) []efuse.Stage { s[0].Keys[0].Resume = true; return s },
+		"last fuse": func(s []efuse.Stage) []efuse.Stage { s[5].Set[0].Field = "DIS_DOWNLOAD_MODE"; return s },
 		"stage border": func(s []efuse.Stage) []efuse.Stage {
 			s[2].WriteProtect = s[4].WriteProtect
 			s[4].WriteProtect = nil
@@ -253,7 +258,7 @@ func TestBitsAndJSON(t *testing.T) {
 		Stages []struct {
 			Name  string
 			Final bool
-			Key   *struct{ Block, Purpose string }
+			Keys  []struct{ Block, Purpose string }
 			Bits  []struct{ Field string }
 		} `json:"stages"`
 	}
@@ -264,7 +269,7 @@ func TestBitsAndJSON(t *testing.T) {
 	if err := json.Unmarshal(data, &j); err != nil {
 		t.Fatal(err)
 	}
-	if j.Chip != "esp32c3" || j.Plan != fmt.Sprintf("%x", cp.Hash()) || len(j.Stages) != 6 || j.Stages[0].Key.Purpose != "XTS_AES_128_KEY" || !j.Stages[5].Final || len(j.Stages[3].Bits) != 3 {
+	if j.Chip != "esp32c3" || j.Plan != fmt.Sprintf("%x", cp.Hash()) || len(j.Stages) != 6 || j.Stages[0].Keys[0].Purpose != "XTS_AES_128_KEY" || !j.Stages[5].Final || len(j.Stages[3].Bits) != 3 {
 		t.Errorf("%s", data)
 	}
 }
@@ -274,15 +279,15 @@ func TestPlanIsImmutable(t *testing.T) {
 	f := newFake(t, "esp32c3")
 	st := stages(f.m)
 	p := efuse.NewPlan(f.m, st...)
-	st[3].Set[0].Value, st[0].Key.Block = 1, "KEY1"
+	st[3].Set[0].Value, st[0].Keys[0].Block = 1, "KEY1"
 	cp, err := p.Check(read(t, f))
 	if err != nil {
 		t.Fatal(err)
 	}
 	out := cp.Stages()
-	out[3].Set[0].Value, out[0].Key.Block, out[1].WriteProtect[0] = 1, "KEY2", "x"
+	out[3].Set[0].Value, out[0].Keys[0].Block, out[1].WriteProtect[0] = 1, "KEY2", "x"
 	cp.Bits()[0].Field = "x"
-	if s := cp.Stages(); s[3].Set[0].Value != 7 || s[0].Key.Block != "KEY0" || s[1].WriteProtect[0] != "KEY0" || cp.Bits()[0].Field == "x" {
+	if s := cp.Stages(); s[3].Set[0].Value != 7 || s[0].Keys[0].Block != "KEY0" || s[1].WriteProtect[0] != "KEY0" || cp.Bits()[0].Field == "x" {
 		t.Errorf("%+v", s)
 	}
 }
@@ -421,10 +426,13 @@ func TestPropertyCheckedPlans(t *testing.T) {
 			}
 			if rng.IntN(3) == 0 {
 				keys := slices.DeleteFunc(slices.Clone(f.blk), func(b table.Block) bool { return !b.Key })
-				s.Key = &efuse.KeyBurn{Block: keys[rng.IntN(len(keys))].Name}
-				if f.m.Name != "esp32" {
-					ps := f.tab.Purposes()
-					s.Key.Purpose = ps[rng.IntN(len(ps))].Name
+				for range 1 + rng.IntN(2) {
+					k := efuse.KeyBurn{Block: keys[rng.IntN(len(keys))].Name}
+					if f.m.Name != "esp32" {
+						ps := f.tab.Purposes()
+						k.Purpose = ps[rng.IntN(len(ps))].Name
+					}
+					s.Keys = append(s.Keys, k)
 				}
 			}
 			st = append(st, s)
@@ -452,11 +460,11 @@ func TestPropertyCheckedPlans(t *testing.T) {
 			want[blk.Index][b.Word] |= 1 << b.Bit
 		}
 		for i := range cp.Stages() {
-			if n := cp.KeyLen(i); n != 0 {
-				_, err = efuse.Burn(t.Context(), f, f.m, cp, i, key00(n))
-			} else {
-				_, err = efuse.Burn(t.Context(), f, f.m, cp, i, nil)
+			var keys []*secret.Bytes
+			for _, n := range cp.KeyLens(i) {
+				keys = append(keys, key00(n))
 			}
+			_, err = efuse.Burn(t.Context(), f, f.m, cp, i, keys...)
 			if err != nil {
 				r.Fatalf("stage %d of a checked plan: %v", i, err)
 			}

@@ -294,23 +294,22 @@ type KeyBlockState struct {
 	Fingerprint           Fingerprint `json:"fingerprint,omitzero"`
 }
 
-// KeyBlocks lists the key blocks.
+// KeyBlocks lists the key blocks; of a block that holds two keys (ESP32-C2) its
+// halves.
 //
 // The fingerprint is over the bytes in the order of the key file. Which order a
 // block has follows from its purpose; with purpose USER it is taken as reversed,
 // because that is what an interrupted burn of a flash key leaves.
 func (s *Snapshot) KeyBlocks() []KeyBlockState {
 	var out []KeyBlockState
-	for _, b := range s.t.Blocks() {
-		if !b.Key {
-			continue
-		}
+	for _, slot := range s.t.Slots() {
+		b := s.t.Blocks()[slot.Block]
 		k := KeyBlockState{
-			Block: b.Index, Name: b.Name,
-			ReadProtected: s.readProtected(b.RDDisAll), WriteProtected: s.writeProtected(b.WRDis),
-			Zero: s.blocks[b.Index].key == nil,
+			Block: b.Index, Name: slot.Name,
+			ReadProtected: s.readProtected(slot.RDDis), WriteProtected: s.writeProtected(b.WRDis),
 		}
-		k.Free = k.Zero && !k.ReadProtected && !k.WriteProtected
+		// A coded block takes one burn: a slot is free while its whole block is.
+		k.Free = s.blocks[b.Index].key == nil && !s.readProtected(b.RDDisAll) && !k.WriteProtected
 		reversed := true
 		if f, ok := purposeField(s.t, b); ok {
 			v := s.value(f)
@@ -320,10 +319,11 @@ func (s *Snapshot) KeyBlocks() []KeyBlockState {
 			if p, ok := s.t.Purpose(k.Purpose); ok && v != 0 {
 				reversed = p.Reversed
 			}
-		} else if p, ok := blockPurpose(s.t, b); ok {
+		} else if p, ok := slotPurpose(s.t, slot); ok {
 			k.Purpose, reversed = p.Name, p.Reversed
 		}
-		k.Fingerprint = s.fingerprint(b.Index, reversed)
+		k.Fingerprint = s.fingerprint(slot, reversed)
+		k.Zero = k.Fingerprint.IsZero()
 		out = append(out, k)
 	}
 	return out
@@ -331,12 +331,12 @@ func (s *Snapshot) KeyBlocks() []KeyBlockState {
 
 // KeyBlock finds one by any name of the block.
 func (s *Snapshot) KeyBlock(name string) (KeyBlockState, error) {
-	b, ok := s.t.Block(name)
-	if !ok || !b.Key {
+	slot, ok := s.t.Slot(name)
+	if !ok {
 		return KeyBlockState{}, fmt.Errorf("%q is no key block of %s", name, s.m.Title)
 	}
 	all := s.KeyBlocks()
-	return all[slices.IndexFunc(all, func(k KeyBlockState) bool { return k.Block == b.Index })], nil
+	return all[slices.IndexFunc(all, func(k KeyBlockState) bool { return k.Name == slot.Name })], nil
 }
 
 // purposeField finds KEY_PURPOSE_n of a key block. Key block n of the chips that
@@ -349,10 +349,10 @@ func purposeField(t *table.Table, b table.Block) (table.Field, bool) {
 	return t.Field("KEY_PURPOSE_" + n)
 }
 
-// blockPurpose finds what a block is for on a chip without purpose fields.
-func blockPurpose(t *table.Table, b table.Block) (table.Purpose, bool) {
+// slotPurpose finds what a slot is for on a chip without purpose fields.
+func slotPurpose(t *table.Table, s table.Slot) (table.Purpose, bool) {
 	for _, p := range t.Purposes() {
-		if p.Block == b.Name {
+		if p.Block == s.Name {
 			return p, true
 		}
 	}
@@ -376,13 +376,22 @@ func (s *Snapshot) dataLen() int {
 	return 32
 }
 
-// useKey lends the data bytes of a key block in register order.
-func (s *Snapshot) useKey(block int, f func([]byte) error) error {
-	return s.blocks[block].key.Use(func(b []byte) error { return f(b[:s.dataLen()]) })
+// useKey lends the data bytes of a slot in register order.
+func (s *Snapshot) useKey(slot table.Slot, f func([]byte) error) error {
+	end := min(slot.Offset+slot.Bytes, s.dataLen())
+	return s.blocks[slot.Block].key.Use(func(b []byte) error { return f(b[slot.Offset:end]) })
 }
 
-func (s *Snapshot) fingerprint(block int, reversed bool) (fp Fingerprint) {
-	_ = s.useKey(block, func(b []byte) error { // an empty block has no fingerprint
+// fingerprint names what a slot holds. One whose bits all read 0 has none.
+func (s *Snapshot) fingerprint(slot table.Slot, reversed bool) (fp Fingerprint) {
+	_ = s.useKey(slot, func(b []byte) error { // an empty block lends nothing
+		var or byte
+		for _, v := range b {
+			or |= v
+		}
+		if or == 0 {
+			return nil
+		}
 		own := slices.Clone(b)
 		defer clear(own)
 		if reversed {
@@ -397,22 +406,24 @@ func (s *Snapshot) fingerprint(block int, reversed bool) (fp Fingerprint) {
 // BlockWords is a block in a report.
 type BlockWords struct {
 	Block string   `json:"block"`
-	Words []string `json:"words"` // 8 hex digits each, or one fingerprint "fp:…" for a key that can be read
+	Words []string `json:"words"` // 8 hex digits each, or the fingerprint "fp:…" of each key that can be read
 }
 
 // Words gives all blocks for reports: every key block that can be read and is
 // not empty as its fingerprint.
 func (s *Snapshot) Words() []BlockWords {
-	keys := map[int]Fingerprint{}
+	keys := map[int][]string{} // what can be read, slot by slot
 	for _, k := range s.KeyBlocks() {
-		keys[k.Block] = k.Fingerprint
+		if !k.Fingerprint.IsZero() {
+			keys[k.Block] = append(keys[k.Block], fingerprintPrefix+k.Fingerprint.String())
+		}
 	}
 	var out []BlockWords
 	for i, b := range s.t.Blocks() {
 		bw := BlockWords{Block: b.Name}
-		switch fp := keys[i]; {
-		case !fp.IsZero():
-			bw.Words = []string{fingerprintPrefix + fp.String()}
+		switch fps := keys[i]; {
+		case len(fps) > 0:
+			bw.Words = fps
 		case b.Key:
 			bw.Words = hexWords(make([]uint32, b.Words))
 		default:
@@ -476,10 +487,12 @@ func Diff(a, b *Snapshot) ([]Change, error) {
 	var out []Change
 	n := namerOf(a.t)
 	for i, blk := range n.blocks {
-		if blk.Key {
-			if was, is := a.fingerprint(i, true), b.fingerprint(i, true); was != is {
-				out = append(out, Change{BitRef: BitRef{Block: blk.Name, Bit: -1}, Set: was.IsZero(), KeyBlock: true, Was: was, Is: is})
+		for _, slot := range blk.Slots() {
+			if was, is := a.fingerprint(slot, true), b.fingerprint(slot, true); was != is {
+				out = append(out, Change{BitRef: BitRef{Block: slot.Name, Bit: -1}, Set: was.IsZero(), KeyBlock: true, Was: was, Is: is})
 			}
+		}
+		if blk.Key {
 			continue
 		}
 		for w := range blk.Words {

@@ -45,6 +45,16 @@ type Block struct {
 	Key      bool   // may hold a key
 }
 
+// Slot is where one key goes: a whole key block, or on the ESP32-C2, whose one
+// block holds two keys, a half of it. The halves of a block are burned together.
+type Slot struct {
+	Name   string // the block's; KEY0.LOW and KEY0.HI for halves
+	Block  int
+	Offset int   // first byte inside the block
+	Bytes  int   // how many of the block's bytes are its
+	RDDis  []int // bits of RD_DIS that hide it
+}
+
 // Field is a named part of a block.
 type Field struct {
 	Name     string
@@ -109,7 +119,7 @@ const (
 type Purpose struct {
 	Name     string
 	Value    int    // of KEY_PURPOSE_n; None on a chip without such fields
-	Block    string // the only block for it, on a chip without purpose fields
+	Block    string // the only slot for it, on a chip without purpose fields
 	Bytes    int
 	Reversed bool // the key's bytes go into the block last byte first
 	Reading  Reading
@@ -213,6 +223,53 @@ func (t *Table) Block(name string) (Block, bool) {
 	return Block{}, false
 }
 
+// halves are the names that ESP-IDF gives to the parts of the ESP32-C2's key block
+// in its RD_DIS.KEY0.LOW and RD_DIS.KEY0.HI.
+var halves = [...]string{".LOW", ".HI"}
+
+// Slots lists where a block's keys go. A block with a bit of RD_DIS for each half
+// has two slots.
+func (b Block) Slots() []Slot {
+	if !b.Key {
+		return nil
+	}
+	whole := Slot{Name: b.Name, Block: b.Index, Bytes: 4 * b.Words, RDDis: slices.Clone(b.RDDisAll)}
+	if len(b.RDDisAll) != len(halves) {
+		return []Slot{whole}
+	}
+	var out []Slot
+	for i, name := range halves {
+		n := whole.Bytes / len(halves)
+		out = append(out, Slot{Name: b.Name + name, Block: b.Index, Offset: i * n, Bytes: n, RDDis: []int{b.RDDisAll[i]}})
+	}
+	return out
+}
+
+// Slots lists the slots of all key blocks.
+func (t *Table) Slots() []Slot {
+	var out []Slot
+	for _, b := range t.blocks {
+		out = append(out, b.Slots()...)
+	}
+	return out
+}
+
+// Slot finds a slot by its name, or by any name of a block that is one slot.
+func (t *Table) Slot(name string) (Slot, bool) {
+	if b, ok := t.Block(name); ok {
+		if s := b.Slots(); len(s) == 1 {
+			return s[0], true
+		}
+		return Slot{}, false
+	}
+	for _, s := range t.Slots() {
+		if s.Name == name {
+			return s, true
+		}
+	}
+	return Slot{}, false
+}
+
 // Fields lists the fields by block and lowest bit.
 func (t *Table) Fields() []Field {
 	out := slices.Clone(t.fields)
@@ -266,6 +323,9 @@ func (t *Table) protection(name string) (wr int, rd []int, ok bool) {
 		if b.Name == name || slices.Contains(b.Aliases, name) {
 			return b.WRDis, b.RDDisAll, true
 		}
+	}
+	if s, ok := t.Slot(name); ok {
+		return t.blocks[s.Block].WRDis, s.RDDis, true
 	}
 	return None, nil, false
 }

@@ -412,7 +412,15 @@ func (f *file) check() error {
 			return err
 		}
 		if (p.Value == table.None) != (p.Block != "") {
-			return fmt.Errorf("purpose %s: either a value or a block", p.Name)
+			return fmt.Errorf("purpose %s: either a value or a slot", p.Name)
+		}
+		if p.Block == "" {
+			continue
+		}
+		if !slices.ContainsFunc(f.blocks, func(b table.Block) bool {
+			return slices.ContainsFunc(b.Slots(), func(s table.Slot) bool { return s.Name == p.Block && s.Bytes == p.Bytes })
+		}) {
+			return fmt.Errorf("purpose %s: no slot %s of %d bytes", p.Name, p.Block, p.Bytes)
 		}
 	}
 	return nil
