@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/provisiond/provisiond/efuse"
@@ -17,13 +18,10 @@ import (
 // burn runs the next stage of the plan.
 func (u *unit) burn(ctx context.Context) error {
 	stage := u.todo[0]
-	isKey := stage.Key != nil
+	isKey := stage.Name == stageKey && len(stage.Keys) > 0 // else the keys are there and a purpose is not
 	intent := map[string]any{"plan_sha256": Hash(u.plan.Hash())}
-	switch {
-	case isKey:
-		intent["key_fingerprint"], intent["block"] = u.fp.String(), stage.Key.Block
-	case stage.Name == stageKey: // the key is there and its purpose is not
-		intent["key_fingerprint"], intent["block"] = u.fp.String(), u.past.burnBlock
+	if stage.Name == stageKey {
+		intent["key_fingerprint"], intent["block"], intent["slots"] = u.fp.String(), u.slots[0].Block, u.slots
 	}
 	return u.do(ctx, stage.Name, intent, func(ctx context.Context) (observed, error) {
 		if isKey {
@@ -49,11 +47,11 @@ func (u *unit) burn(ctx context.Context) error {
 func (u *unit) burnUntilKnown(ctx context.Context) (observed, error) {
 	name := u.todo[0].Name
 	var failures []string
-	sent := false // a burn command was, or may have been
-	spent := 0    // burns of the key
+	sent := false             // a burn command was, or may have been
+	spent := map[string]int{} // burns of each key block
 	for {
 		rep, err := u.burnOnce(ctx)
-		spent += keyBurns(rep)
+		countBurns(spent, rep)
 		saw := observed{"report": rep, "failures": failures}
 		if err == nil {
 			u.see(rep.After)
@@ -78,17 +76,16 @@ func (u *unit) burnUntilKnown(ctx context.Context) (observed, error) {
 	}
 }
 
-// keyBurns counts the burn commands that a key block got.
-func keyBurns(rep *efuse.Report) (n int) {
+// countBurns adds the burn commands that each key block got.
+func countBurns(spent map[string]int, rep *efuse.Report) {
 	if rep == nil {
-		return 0
+		return
 	}
 	for _, b := range rep.Burns {
 		if b.Step == efuse.StepKey {
-			n += b.Attempts
+			spent[b.Block] += b.Attempts
 		}
 	}
-	return n
 }
 
 // burnedWrong: the chip shows what nobody planned, and more burning cannot help.
@@ -106,25 +103,31 @@ func (u *unit) see(s *efuse.Snapshot) {
 }
 
 func (u *unit) burnOnce(ctx context.Context) (*efuse.Report, error) {
-	if u.todo[0].Key == nil {
-		return efuse.Burn(ctx, u.client, u.model, u.plan, u.at(), nil)
+	var keys []*secret.Bytes
+	defer func() {
+		for _, k := range keys {
+			k.Wipe()
+		}
+	}()
+	for _, k := range u.todo[0].Keys {
+		s, ok := u.slotAt(k.Block)
+		if !ok {
+			return nil, fmt.Errorf("nothing says what goes into %s", k.Block)
+		}
+		b, err := u.bytesOf(s)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, b)
 	}
-	var rep *efuse.Report
-	err := u.key.Use(func(b []byte) error {
-		holder := secret.New(bytes.Clone(b))
-		defer holder.Wipe()
-		var err error
-		rep, err = efuse.Burn(ctx, u.client, u.model, u.plan, u.at(), holder)
-		return err
-	})
-	return rep, err
+	return efuse.Burn(ctx, u.client, u.model, u.plan, u.at(), keys...)
 }
 
 // lookAfter resolves an unknown outcome by reading. It reports whether the stage
 // is in the chip; if it is not, or only a part of it, the plan is made anew from
 // what the chip shows.
-// The stage's key was burned spent times so far.
-func (u *unit) lookAfter(ctx context.Context, spent int) (bool, error) {
+// spent says how often the stage's key blocks were burned so far.
+func (u *unit) lookAfter(ctx context.Context, spent map[string]int) (bool, error) {
 	stage := u.todo[0]
 	if err := u.prepareBurn(ctx); err != nil {
 		var f *Failure
@@ -135,8 +138,10 @@ func (u *unit) lookAfter(ctx context.Context, spent int) (bool, error) {
 			"the outcome of %s is unknown and the chip cannot be looked at", stage.Name))
 	}
 	want := u.plan.Expected(u.at())
-	if stage.Key != nil {
-		want = want.WithKey(stage.Key.Block, efuse.Fingerprint(u.fp))
+	for _, k := range stage.Keys {
+		if s, ok := u.slotAt(k.Block); ok {
+			want = want.WithKey(k.Block, efuse.Fingerprint(s.Fingerprint))
+		}
 	}
 	err := want.Verify(u.now)
 	var differs *efuse.UnexpectedBitsError
@@ -148,12 +153,12 @@ func (u *unit) lookAfter(ctx context.Context, spent int) (bool, error) {
 	case len(differs.Outside) > 0:
 		return false, quarantine("set the board aside for an engineer", "after %s: %v", stage.Name, err)
 	}
-	if stage.Key != nil {
+	for i := range stage.Keys {
 		// Only the same key may go into a block that holds a part of it; Burn
 		// makes sure of that.
-		key := *stage.Key
-		key.Resume, key.Spent = true, spent
-		u.todo[0].Key = &key
+		k := &u.todo[0].Keys[i]
+		slot, _ := u.now.Table().Slot(k.Block)
+		k.Resume, k.Spent = true, spent[u.now.Table().Blocks()[slot.Block].Name]
 	}
 	u.todo[0].Resume = true
 	if perr := u.setPlan(u.todo); perr != nil {

@@ -20,9 +20,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/keystore"
@@ -59,6 +61,7 @@ type Job struct {
 	Recipe *recipe.Recipe
 	Layout *layout.Layout
 	hash   [sha256.Size]byte         // over the recipe's meaning and all that goes to flash
+	slots  []keySlot                 // the keys that burn-key puts into key blocks, nameless
 	plain  []Hash                    // SHA-256 of the regions' plaintext, in their order
 	blank  map[uint32][md5.Size]byte // MD5 of so many erased bytes, for the ranges that are erased
 }
@@ -73,8 +76,19 @@ func NewJob(r *recipe.Recipe) (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := stages(r.Model(), r); err != nil {
+		return nil, err
+	}
+	t, err := table.For(r.Chip)
+	if err != nil {
+		return nil, err
+	}
+	slots, err := secretSlots(t, r)
+	if err != nil {
+		return nil, err
+	}
 	rh, lh := r.Hash(), l.Hash()
-	j := &Job{Recipe: r, Layout: l, hash: sha256.Sum256(append(rh[:], lh[:]...)), blank: map[uint32][md5.Size]byte{}}
+	j := &Job{Recipe: r, Layout: l, slots: slots, hash: sha256.Sum256(append(rh[:], lh[:]...)), blank: map[uint32][md5.Size]byte{}}
 	for _, region := range l.Regions {
 		j.plain = append(j.plain, sha256.Sum256(region.Plain))
 	}
@@ -147,6 +161,12 @@ type unit struct {
 	past   history
 	key    keystore.Key
 	fp     keystore.Fingerprint
+	slots  []keySlot // what burn-key puts where
+
+	facts     *unitFacts       // of the unit's first writing, in a rework; nil: this run's own
+	token     *keystore.Digest // of the OTA token in its data; nil: there is none
+	ecies     []byte           // its public key for esp_encrypted_img; nil: it has none
+	unitPlain Hash             // of its own data
 	// reserved: the keystore holds a reservation for key, and its record was not
 	// sent yet.
 	reserved bool
@@ -169,8 +189,8 @@ type unit struct {
 func (e *Engine) Run(ctx context.Context, line Line, job *Job) *Result {
 	u := e.newUnit(line, job, len(plannedSteps(e.Store, job)))
 	u.prepared = prepare(job)
-	wipe := func() { u.prepared().key.Wipe() } // the run's key, if it came to have one
-	defer wipe()                               // also when an observer panics
+	wipe := func() { u.prepared().key.Wipe(); u.key.Wipe() } // the run's key, if it came to have one
+	defer wipe()                                             // also when an observer panics
 	err := u.run(ctx)
 	wipe()
 	u.finish(ctx, err)
@@ -180,6 +200,7 @@ func (e *Engine) Run(ctx context.Context, line Line, job *Job) *Result {
 func (e *Engine) newUnit(line Line, job *Job, steps int) *unit {
 	return &unit{
 		Engine: e, job: job, line: line, start: time.Now(), steps: steps, model: job.Recipe.Model(),
+		slots: slices.Clone(job.slots),
 		res: &Result{
 			Recipe: job.Recipe.Name, RecipeRevision: job.Recipe.Revision,
 			Profile: string(job.Recipe.Profile), Chip: job.Recipe.Chip,
@@ -196,8 +217,8 @@ func plannedSteps(store keystore.Store, job *Job) []string {
 		names = append(names, stepReserve)
 	}
 	names = append(names, stepFlash, stepVerify, stepCustody)
-	block := "KEY0"
-	for _, s := range stages(job.Recipe.Model(), job.Recipe.Profile, block) {
+	all, _ := stages(job.Recipe.Model(), job.Recipe) // NewJob has tried it
+	for _, s := range all {
 		names = append(names, s.Name)
 		if s.Name == stageEnable && job.Recipe.BootCheck.Enabled() {
 			names = append(names, stepBoot)

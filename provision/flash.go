@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/provisiond/provisiond/esp/encimg"
 	"github.com/provisiond/provisiond/esp/flashcrypt"
 	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/keystore"
@@ -27,30 +28,45 @@ type prepared struct {
 // returns waits for them; it may be called more than once.
 func prepare(job *Job) func() prepared {
 	made := make(chan prepared, 1)
-	go func() {
-		var p prepared
-		if p.key, p.err = keystore.Generate(job.Recipe.Model().Scheme); p.err != nil {
-			p.err = stationError(p.err, "the operating system gives no random numbers: stop the station", "no key could be made")
-		} else {
-			p.regions, p.err = encrypt(job, p.key)
-		}
-		made <- p
-	}()
+	go func() { made <- prepareKey(job, 0) }()
 	return sync.OnceValue(func() prepared { return <-made })
+}
+
+// prepareKey makes a key of n bytes, 0 for the usual length, and what goes to flash
+// under it.
+func prepareKey(job *Job, n int) (p prepared) {
+	if n == 0 {
+		p.key, p.err = keystore.Generate(job.Recipe.Scheme())
+	} else {
+		p.key, p.err = keystore.GenerateLen(job.Recipe.Scheme(), n)
+	}
+	if p.err != nil {
+		p.err = stationError(p.err, "the operating system gives no random numbers: stop the station", "no key could be made")
+		return p
+	}
+	p.regions, p.err = encrypt(job, p.key)
+	return p
 }
 
 // encrypt makes what goes to flash under a key.
 func encrypt(job *Job, key keystore.Key) (regions []layout.Ciphertext, err error) {
-	err = key.Use(func(b []byte) error {
-		cipher, err := flashcrypt.New(job.Recipe.Model().Scheme, b, flashCryptConfig)
+	err = useCipher(job, key, func(c flashcrypt.Cipher) error {
+		regions, err = job.Layout.Encrypt(c)
+		return err
+	})
+	return regions, err
+}
+
+// useCipher lends the cipher that the chip has with a key.
+func useCipher(job *Job, key keystore.Key, f func(flashcrypt.Cipher) error) error {
+	return key.Use(func(b []byte) error {
+		cipher, err := flashcrypt.New(job.Recipe.Scheme(), b, flashCryptConfig)
 		if err != nil {
 			return err
 		}
 		defer cipher.Wipe() // it holds a copy of the key
-		regions, err = job.Layout.Encrypt(cipher)
-		return err
+		return f(cipher)
 	})
-	return regions, err
 }
 
 // writeFlash gives the unit its key, writes every region as ciphertext and proves
@@ -60,12 +76,46 @@ func (u *unit) writeFlash(ctx context.Context) error {
 	if p.err != nil {
 		return p.err
 	}
-	u.key, u.fp = p.key, p.key.Fingerprint()
+	if n := u.keyLen(); n != p.key.Len() {
+		p.key.Wipe()
+		if p = prepareKey(u.job, n); p.err != nil {
+			return p.err
+		}
+	}
+	u.key = p.key
+	err := u.deriveSecrets()
+	for errors.Is(err, encimg.ErrUnusableKey) { // one key in four thousand million
+		u.key.Wipe()
+		if p = prepareKey(u.job, u.keyLen()); p.err != nil {
+			return p.err
+		}
+		u.key = p.key
+		err = u.deriveSecrets()
+	}
+	if err != nil {
+		return err
+	}
+	u.fp = p.key.Fingerprint()
 	u.res.KeyFingerprint = u.fp.String()
+	if err := u.nameSlots(); err != nil {
+		return err
+	}
 	if err := u.reserve(ctx); err != nil {
 		return err
 	}
 	return u.writeRegions(ctx, p.regions)
+}
+
+// keyLen is how many bytes the chip's blocks take of the flash encryption key: fewer
+// than is usual on an ESP32 with coding scheme 3/4.
+func (u *unit) keyLen() int {
+	n := 0
+	for i, l := range u.plan.KeyLens(0) {
+		if u.slots[i].origin.kind == originFlash {
+			n += l
+		}
+	}
+	return n
 }
 
 // writeWithKey writes what goes to flash under the run's key, which the unit has.
@@ -80,10 +130,18 @@ func (u *unit) writeWithKey(ctx context.Context) error {
 
 // writeRegions writes and proves.
 func (u *unit) writeRegions(ctx context.Context, regions []layout.Ciphertext) error {
+	regions, err := u.withUnitData(regions, u.key)
+	if err != nil {
+		return err
+	}
 	u.noteImages(regions)
 
 	intent := map[string]any{"regions": u.res.Images, "erase": u.job.Layout.Erase, "baud": u.baud()}
-	err := u.do(ctx, stepFlash, intent, func(ctx context.Context) (observed, error) {
+	if u.job.Layout.UnitData != nil {
+		f := u.fields()
+		intent["unit_data"] = unitFacts{Serial: f.Serial, Lot: f.Lot, Station: f.Station}
+	}
+	err = u.do(ctx, stepFlash, intent, func(ctx context.Context) (observed, error) {
 		return u.flashAll(ctx, regions)
 	})
 	if err != nil {
@@ -123,10 +181,6 @@ func (u *unit) release(ctx context.Context) {
 	_ = u.keyState(own, keystore.Superseded, "reserved, and the run ended before its record was stored")
 }
 
-// keyBytes is the length of the keys that keystore.Generate makes for the chips of
-// this build. An ESP32 with coding scheme 3/4 has room for 24 bytes only.
-const keyBytes = 32
-
 // flashCryptConfig is FLASH_CRYPT_CONFIG on the ESP32: every tweak on. The
 // other chips have no such fuse.
 const flashCryptConfig = 0xF
@@ -136,9 +190,18 @@ func (u *unit) noteImages(regions []layout.Ciphertext) {
 	for i, r := range regions {
 		u.res.Images = append(u.res.Images, ImageResult{
 			Name: r.Region.Name, Offset: r.Region.Offset, Length: len(r.Data), Encrypted: r.Region.Encrypt,
-			PlaintextSHA256: u.job.plain[i], CiphertextSHA256: Hash(r.SHA256),
+			PlaintextSHA256: u.plainHash(i), CiphertextSHA256: Hash(r.SHA256),
 		})
 	}
+}
+
+// plainHash is the SHA-256 of a region's plaintext: the product's, or after those the
+// unit's own.
+func (u *unit) plainHash(i int) Hash {
+	if i < len(u.job.plain) {
+		return u.job.plain[i]
+	}
+	return u.unitPlain
 }
 
 // flashAll erases and writes. A rate that the line does not carry is given up

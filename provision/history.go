@@ -24,13 +24,14 @@ type history struct {
 	fp          keystore.Fingerprint // of the key whose custody was confirmed last
 	ref         string               // and where that was
 	burnFP      keystore.Fingerprint // of the key whose burn was intended last
-	burnBlock   string               // where it was to go
+	burned      []keySlot            // where it and its companions were to go
 	gaveUp      bool                 // and the keystore says that it was never burned
 	reworking   bool                 // a rework was begun and is not done
 	images      []flashed
-	unasked     string   // what of the keystore could not be asked about the unit, and why
-	closing     *Closing // evidence that the last fuse works
-	proved      bool     // and that the closed unit boots
+	facts       *unitFacts // what the unit's own data say of it
+	unasked     string     // what of the keystore could not be asked about the unit, and why
+	closing     *Closing   // evidence that the last fuse works
+	proved      bool       // and that the closed unit boots
 }
 
 // flashed is a region as an earlier run of the job verified it.
@@ -79,10 +80,8 @@ func readHistory(entries []journal.Entry, job string) (history, error) {
 		}
 		if e.Kind == journal.KindIntent {
 			h.intents[e.Step] = true
-			if e.Step == stageKey {
-				if err := h.intendKey(e); err != nil {
-					return h, fmt.Errorf("journal entry %d: %w", e.Index, err)
-				}
+			if err := h.intend(e); err != nil {
+				return h, fmt.Errorf("journal entry %d: %w", e.Index, err)
 			}
 			continue
 		}
@@ -93,17 +92,36 @@ func readHistory(entries []journal.Entry, job string) (history, error) {
 	return h, nil
 }
 
+func (h *history) intend(e journal.Entry) error {
+	switch e.Step {
+	case stageKey:
+		return h.intendKey(e)
+	case stepFlash:
+		var intent struct {
+			Facts *unitFacts `json:"unit_data"`
+		}
+		if err := json.Unmarshal(e.Payload, &intent); err != nil {
+			return err
+		}
+		h.facts = intent.Facts
+	}
+	return nil
+}
+
 func (h *history) intendKey(e journal.Entry) error {
 	var intent struct {
-		Fingerprint string `json:"key_fingerprint"`
-		Block       string `json:"block"`
+		Fingerprint keystore.Fingerprint `json:"key_fingerprint"`
+		Block       string               `json:"block"`
+		Slots       []keySlot            `json:"slots"`
 	}
-	err := json.Unmarshal(e.Payload, &intent)
-	if err == nil {
-		h.burnBlock = intent.Block
-		h.burnFP, err = keystore.ParseFingerprint(intent.Fingerprint)
+	if err := json.Unmarshal(e.Payload, &intent); err != nil {
+		return err
 	}
-	return err
+	h.burnFP, h.burned = intent.Fingerprint, intent.Slots
+	if len(h.burned) == 0 { // written when a unit had one key
+		h.burned = []keySlot{{Block: intent.Block, Fingerprint: intent.Fingerprint}}
+	}
+	return nil
 }
 
 func (h *history) observe(e journal.Entry) error {
@@ -182,12 +200,15 @@ func foreignFuses(m chip.Model, s *efuse.Snapshot, planned []efuse.Stage, intent
 		for _, a := range st.Set {
 			allowed[a.Field] |= uint64(a.Value)
 		}
-		if st.Key != nil && st.Key.Purpose != "" {
-			p, ok := s.Table().Purpose(st.Key.Purpose)
+		for _, k := range st.Keys {
+			f, has := purposeField(s.Table(), k.Block)
+			p, ok := s.Table().Purpose(k.Purpose)
 			if !ok {
-				return nil, fmt.Errorf("the %s has no key purpose %s", m.Title, st.Key.Purpose)
+				return nil, fmt.Errorf("the %s has no key purpose %s", m.Title, k.Purpose)
 			}
-			allowed[purposeField(st.Key.Block)] |= uint64(p.Value)
+			if has {
+				allowed[f.Name] |= uint64(p.Value)
+			}
 		}
 		wr, rd, err := protectionMasks(s.Table(), st)
 		if err != nil {
@@ -215,12 +236,12 @@ func foreignFuses(m chip.Model, s *efuse.Snapshot, planned []efuse.Stage, intent
 
 // protectionMasks gives the bits of WR_DIS and RD_DIS that a stage sets.
 func protectionMasks(t *table.Table, st efuse.Stage) (wr, rd uint64, err error) {
+	wrDis, _ := t.Field("WR_DIS")
+	rdDis, _ := t.Field("RD_DIS")
 	for _, name := range st.WriteProtect {
 		bit := table.None
-		if b, ok := t.Block(name); ok {
-			bit = b.WRDis
-		} else if f, ok := t.Field(name); ok {
-			bit = f.WRDis
+		if f, ok := t.Field("WR_DIS." + name); ok {
+			bit = f.Bits()[0] - wrDis.Bits()[0]
 		}
 		if bit == table.None {
 			return 0, 0, fmt.Errorf("%s has no bit in WR_DIS of the %s", name, t.Chip())
@@ -228,12 +249,12 @@ func protectionMasks(t *table.Table, st efuse.Stage) (wr, rd uint64, err error) 
 		wr |= 1 << bit
 	}
 	for _, name := range st.ReadProtect {
-		b, ok := t.Block(name)
-		if !ok || len(b.RDDisAll) == 0 {
+		f, ok := t.Field("RD_DIS." + name)
+		if !ok {
 			return 0, 0, fmt.Errorf("%s has no bit in RD_DIS of the %s", name, t.Chip())
 		}
-		for _, bit := range b.RDDisAll {
-			rd |= 1 << bit
+		for _, bit := range f.Bits() {
+			rd |= 1 << (bit - rdDis.Bits()[0])
 		}
 	}
 	return wr, rd, nil

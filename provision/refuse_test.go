@@ -99,12 +99,20 @@ func TestRefusesRevision(t *testing.T) {
 }
 
 func TestRefusesCodingScheme(t *testing.T) {
-	for scheme, reason := range map[int]string{1: "3/4", 2: "repeat"} {
-		inBubble(t, reason, func(t *testing.T) {
-			b := newMemoryBench(t)
-			b.wantRefused(b.board(espsim.Options{Model: model(t, "esp32"), CodingScheme: scheme}), sampleJob(t, "esp32", "hybrid"), reason)
-		})
-	}
+	inBubble(t, "repeat", func(t *testing.T) {
+		b := newMemoryBench(t)
+		b.wantRefused(b.board(espsim.Options{Model: model(t, "esp32"), CodingScheme: 2}), sampleJob(t, "esp32", "hybrid"), "repeat")
+	})
+	// With 3/4 the key block takes 24 bytes, and so the unit gets such a key.
+	inBubble(t, "3of4", func(t *testing.T) {
+		b := newMemoryBench(t)
+		c := b.board(espsim.Options{Model: model(t, "esp32"), CodingScheme: 1})
+		wantPass(t, b.run(t.Context(), c, sampleJob(t, "esp32", "release")))
+		key := b.storedKey(unitMAC)
+		if len(key) != 24 || !slices.Equal(c.Fuses()[1][:6], words(reversed(key))) {
+			t.Errorf("key of %d bytes, BLOCK1 %08x", len(key), c.Fuses()[1])
+		}
+	})
 	// Recovery is no scheme, like none.
 	inBubble(t, "recovery", func(t *testing.T) {
 		b := newMemoryBench(t)

@@ -143,6 +143,9 @@ func (r *reworking) admit(ctx context.Context) error {
 		if err := r.makePlan(); err != nil {
 			return nil, err
 		}
+		if err := r.checkUnitData(); err != nil {
+			return nil, err
+		}
 		missing := r.plan.Expected(len(r.plan.Stages()) - 1).Verify(r.now)
 		r.complete = missing == nil
 		if r.past.finished && !r.complete {
@@ -192,7 +195,7 @@ func (r *reworking) findKey(ctx context.Context) (keystore.Meta, error) {
 	if err != nil {
 		return keystore.Meta{}, keystoreFailure(ctx, err)
 	}
-	r.fp = r.past.burnFP
+	r.fp, r.facts = r.past.burnFP, r.past.facts
 	i := slices.IndexFunc(metas, func(m keystore.Meta) bool { return m.Fingerprint == r.fp })
 	switch {
 	case i < 0:
@@ -216,19 +219,26 @@ func (r *reworking) findKey(ctx context.Context) (keystore.Meta, error) {
 
 // showKey demands a sign that the key is in this chip.
 func (r *reworking) showKey(m keystore.Meta) error {
-	b, err := r.now.KeyBlock(r.past.burnBlock)
-	if err != nil {
-		return fmt.Errorf("the journal names the key block: %w", err)
+	if err := r.takeSlots(r.past.burned); err != nil {
+		return refuse("use the provisiond that made it", "unit %s: %v", r.mac, err)
 	}
-	direct := !b.ReadProtected && b.Fingerprint == efuse.Fingerprint(r.fp)
-	hidden := b.ReadProtected && r.past.intents[stageProtect] // begun only after the key had been read back
+	direct := true
+	for _, s := range r.slots {
+		b, err := r.now.KeyBlock(s.Block)
+		if err != nil {
+			return err
+		}
+		switch {
+		case b.ReadProtected && !r.past.intents[stageProtect]: // begun only after the key had been read back
+			return refuse("an engineer decides what becomes of it", "block %s of unit %s is hidden, and the journal does not tell that key %s was read back", b.Name, r.mac, r.fp)
+		case b.ReadProtected:
+			direct = false
+		case b.Fingerprint != efuse.Fingerprint(s.Fingerprint):
+			return refuse("look at it with `provisiond inspect`: it may be another board", "block %s of unit %s does not hold key %s", b.Name, r.mac, s.Fingerprint)
+		}
+	}
 	r.unsaid = m.Current() != keystore.InSilicon
-	switch {
-	case !b.ReadProtected && !direct:
-		return refuse("look at it with `provisiond inspect`: it may be another board", "block %s of unit %s does not hold key %s", b.Name, r.mac, r.fp)
-	case !direct && !hidden:
-		return refuse("an engineer decides what becomes of it", "block %s of unit %s is hidden, and the journal does not tell that key %s was read back", b.Name, r.mac, r.fp)
-	case !direct && !r.canBoot() && (r.past.quarantined || m.Current() == keystore.Quarantined):
+	if !direct && !r.canBoot() && (r.past.quarantined || m.Current() == keystore.Quarantined) {
 		return refuse("use a recipe with a boot_check: only a boot can show that the key is the right one",
 			"unit %s is quarantined, and nothing shows which key it has", r.mac)
 	}
@@ -260,10 +270,17 @@ func (r *reworking) loadKey(ctx context.Context) error {
 		}
 		r.key = rec.Key
 		switch {
-		case !rec.Key.Fingerprint().Equal(r.fp), rec.Unit != r.mac, rec.Chip != r.model.Name, rec.Scheme != r.model.Scheme:
+		case !rec.Key.Fingerprint().Equal(r.fp), rec.Unit != r.mac, rec.Chip != r.model.Name, rec.Scheme != r.job.Recipe.Scheme():
 			return nil, refuse("run `provisiond keystore check`", "the keystore's record %s is not that of this unit's key", r.res.KeyRef)
 		case rec.Scheme == chip.SchemeESP32 && rec.FlashCryptConfig != flashCryptConfig:
 			return nil, refuse("use the provisiond that made it", "the unit's FLASH_CRYPT_CONFIG is %d, and this build writes for %d only", rec.FlashCryptConfig, flashCryptConfig)
+		}
+		if err := r.deriveSecrets(); err != nil {
+			return nil, err
+		}
+		if r.token != nil && (rec.OTATokenSHA256 == nil || !rec.OTATokenSHA256.Equal(*r.token)) {
+			return nil, refuse("use a recipe whose unit_data have no .OTAToken: no server would know the unit by it",
+				"the keystore's record %s has no such OTA token", r.res.KeyRef)
 		}
 		return observed{"key_fingerprint": r.fp.String(), "key_ref": r.res.KeyRef}, nil
 	})

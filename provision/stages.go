@@ -1,17 +1,17 @@
 package provision
 
 import (
-	"fmt"
 	"slices"
 
 	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/provision/recipe"
 )
 
 // The burn stages of a unit, in their order. Each is one step of the journal.
 const (
-	stageKey      = "burn-key"          // the key block, still readable
+	stageKey      = "burn-key"          // the key blocks, still readable
 	stageProtect  = "protect-key"       // read and write protection
 	stageLockdown = "burn-lockdown"     // what closes the side doors
 	stageEnable   = "enable-encryption" // the crypt counter
@@ -30,7 +30,6 @@ const (
 	// of a unit, since such a board does not say which one it is.
 	stepClosedBoot = "closed-boot"
 	stepVerdict    = "verdict"
-	purposeXTS128  = "XTS_AES_128_KEY"
 )
 
 // nature says whether a step can be undone.
@@ -69,17 +68,24 @@ func isOneWay(step string) bool { return steps[step] == oneWay }
 // OneWay reports whether a step of this name cannot be undone, for screens.
 func OneWay(step string) bool { return isOneWay(step) }
 
-// stages lists what a profile burns, in order, for a chip whose key goes into
-// the given block. It knows no chip: what differs is in the model (esp-facts
-// F.2-F.5). The crypt counter comes after every fuse that it would make
-// reachable, the write protections after the boot check, the last fuse last.
-func stages(m chip.Model, p recipe.Profile, keyBlock string) []efuse.Stage {
-	key := efuse.Stage{Name: stageKey, Key: &efuse.KeyBurn{Block: keyBlock}}
-	protect := efuse.Stage{Name: stageProtect, ReadProtect: []string{keyBlock}, WriteProtect: []string{keyBlock}}
-	if m.EFuse.Kind == chip.EFuseRS {
-		key.Key.Purpose = purposeXTS128
-		protect.WriteProtect = append(protect.WriteProtect, purposeField(keyBlock))
+// stages lists what a recipe's units burn, in order, on silicon of a model. It
+// knows no chip: what differs is in the model and in the eFuse table (esp-facts
+// F.2-F.5). Keys come first: they are compared while they can be read, and hidden
+// before anything needs them. The crypt counter comes after every fuse that it
+// would make reachable, the write protections after the boot check, the last fuse
+// last.
+func stages(m chip.Model, r *recipe.Recipe) ([]efuse.Stage, error) {
+	t, err := table.For(m.Name)
+	if err != nil {
+		return nil, err
 	}
+	secrets, err := secretSlots(t, r)
+	if err != nil {
+		return nil, err
+	}
+	p := r.Profile
+	key := efuse.Stage{Name: stageKey, Keys: burns(secrets)}
+	protect := protection(t, stageProtect, secrets)
 	lockdown := efuse.Stage{Name: stageLockdown, Set: slices.Clone(m.Lockdown.Enable)}
 	count := m.EFuse.FlashCryptCountFull
 	if p == recipe.Development {
@@ -96,13 +102,13 @@ func stages(m chip.Model, p recipe.Profile, keyBlock string) []efuse.Stage {
 		Set:  []chip.Assignment{{Field: m.EFuse.FlashCryptCount, Value: count}},
 	})
 	if p == recipe.Development {
-		return out
+		return out, nil
 	}
 	out = append(out, efuse.Stage{Name: stageWRDis, WriteProtect: slices.Clone(m.Lockdown.WriteProtect)})
 	if last := lastFuse(m, p); last != "" {
 		out = append(out, efuse.Stage{Name: stageClose, Set: []chip.Assignment{{Field: last, Value: 1}}})
 	}
-	return out
+	return out, nil
 }
 
 // lastFuse names the fuse that ends a profile, "" for those that leave the loader open.
@@ -115,8 +121,4 @@ func lastFuse(m chip.Model, p recipe.Profile) string {
 	case recipe.Development, recipe.Hybrid:
 	}
 	return ""
-}
-
-func purposeField(keyBlock string) string {
-	return fmt.Sprintf("KEY_PURPOSE_%c", keyBlock[len(keyBlock)-1])
 }

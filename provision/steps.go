@@ -206,6 +206,9 @@ func (u *unit) admit(ctx context.Context) error {
 			if err := u.makePlan(); err != nil {
 				return nil, err
 			}
+			if err := u.checkUnitData(); err != nil {
+				return nil, err
+			}
 			u.res.PlanSHA256 = u.plan.Hash()
 			th := u.now.Table().Hash()
 			saw := observed{
@@ -306,8 +309,11 @@ func (u *unit) askStore(ctx context.Context) error {
 // one gets the error.
 func (u *unit) goOnAlone(err error) error {
 	if !errors.Is(err, keystore.ErrUnavailable) || !u.past.intents[stageKey] ||
-		u.past.burnFP.IsZero() || u.past.fp != u.past.burnFP || !u.showsKey(u.past.burnFP) {
+		u.past.burnFP.IsZero() || u.past.fp != u.past.burnFP {
 		return err
+	}
+	if shown, serr := u.showsKey(u.past.burnFP); !shown {
+		return errors.Join(err, serr)
 	}
 	u.burning, u.custody, u.untold, u.past.keyBurned = true, true, true, true
 	u.fp = u.past.burnFP
@@ -317,15 +323,17 @@ func (u *unit) goOnAlone(err error) error {
 	return nil
 }
 
-// showsKey reports whether a key is in the block where this job began to burn it. A
-// readable block shows it by its fingerprint; a protected one by this job's
-// protection, which is only begun after the key was read back.
-func (u *unit) showsKey(fp keystore.Fingerprint) bool {
-	return slices.ContainsFunc(u.now.KeyBlocks(), func(b efuse.KeyBlockState) bool {
-		same := !b.ReadProtected && b.Fingerprint == efuse.Fingerprint(fp)
-		hidden := b.ReadProtected && u.past.intents[stageProtect]
-		return b.Name == u.past.burnBlock && (same || hidden)
-	})
+// showsKey reports whether the keys whose burn this job began with this key are in
+// the chip.
+func (u *unit) showsKey(fp keystore.Fingerprint) (bool, error) {
+	if u.past.burnFP != fp {
+		return false, nil
+	}
+	if err := u.takeSlots(u.past.burned); err != nil {
+		return false, err
+	}
+	state, err := u.slotsShow()
+	return state == slotsShown || state == slotsHidden, err
 }
 
 // reconcile holds the keystore's records against the journal and the chip. What
@@ -386,7 +394,7 @@ func (u *unit) giveUp(ctx context.Context, unburned []keystore.Meta) error {
 	if len(unburned) == 0 {
 		return nil
 	}
-	if _, err := u.keyBlock(); err != nil {
+	if err := u.checkBlocks(); err != nil {
 		return err
 	}
 	for _, b := range u.now.KeyBlocks() {
@@ -417,18 +425,22 @@ func (u *unit) recogniseKey(ctx context.Context, m keystore.Meta) error {
 	if err != nil {
 		return keystoreFailure(ctx, err)
 	}
-	if u.showsKey(m.Fingerprint) { // makePlan says what it thinks of keys elsewhere
+	shown, err := u.showsKey(m.Fingerprint)
+	if err != nil {
+		return err
+	}
+	if shown { // makePlan says what it thinks of keys elsewhere
 		u.past.keyBurned = true
 		u.res.KeyRef, u.res.KeyFingerprint = receipt.Ref, m.Fingerprint.String()
 		u.warn(receipt.Warning)
 		_ = u.tellStore(ctx, "recognised") // settleStore tries again
 		return nil
 	}
-	blank, err := u.burnedNothing()
+	state, err := u.slotsShow()
 	if err != nil {
 		return err
 	}
-	if !blank {
+	if state != slotsBlank || u.past.burnFP != m.Fingerprint {
 		return quarantine("set the board aside for an engineer: `provisiond inspect` shows its key blocks",
 			"the burn of key %s was begun, and no key block of the chip shows that key", m.Fingerprint)
 	}
@@ -439,16 +451,6 @@ func (u *unit) recogniseKey(ctx context.Context, m keystore.Meta) error {
 	}
 	u.burning, u.custody, u.past.gaveUp = false, false, true
 	return u.keyState(ctx, keystore.Superseded, "the job starts again")
-}
-
-// burnedNothing reports whether a key burn that was begun has left no trace: its
-// block is free, and no block shows an error, as half-burned check bits would.
-func (u *unit) burnedNothing() (bool, error) {
-	b, err := u.now.KeyBlock(u.past.burnBlock)
-	if err != nil {
-		return false, fmt.Errorf("the journal names the key block: %w", err)
-	}
-	return b.Free && len(u.now.BlockErrors()) == 0, nil
 }
 
 func keystoreFailure(ctx context.Context, err error) error {
@@ -466,11 +468,13 @@ func keystoreFailure(ctx context.Context, err error) error {
 // makePlan plans the burns that are still to do and refuses a chip whose fuses
 // nobody explains.
 func (u *unit) makePlan() error {
-	block, err := u.keyBlock()
+	if err := u.checkBlocks(); err != nil {
+		return err
+	}
+	all, err := stages(u.model, u.job.Recipe)
 	if err != nil {
 		return err
 	}
-	all := stages(u.model, u.job.Recipe.Profile, block)
 	foreign, err := foreignFuses(u.model, u.now, all, u.past.intents)
 	if err != nil {
 		return err
@@ -496,28 +500,34 @@ func (u *unit) makePlan() error {
 		}
 		return &Failure{Cause: CauseRefused, Reason: "the plan does not fit the chip", NextStep: "look at the chip with `provisiond inspect`", Err: err}
 	}
-	if n := u.plan.KeyLen(0); !u.past.keyBurned && n != keyBytes {
-		return refuse("take the board out: this product needs a chip whose key block takes the whole key",
-			"the key block of this chip takes %d bytes (coding scheme 3/4) and a key has %d", n, keyBytes)
-	}
 	return nil
 }
 
-// afterKey leaves of the stages what is to do once the key is in its block. The
-// purpose is burned after the key: without it, or with half of it, the block is none
+// afterKey leaves of the stages what is to do once the keys are in their blocks. A
+// purpose is burned after its key: without it, or with half of it, the block is none
 // that encrypts, and the next stage would lock it so.
 func (u *unit) afterKey(all []efuse.Stage) ([]efuse.Stage, error) {
-	key := all[0].Key
-	b, err := u.now.KeyBlock(key.Block)
-	if err != nil || key.Purpose == "" || b.Purpose == key.Purpose && !u.halfBurned(purposeField(key.Block)) {
-		return all[1:], err
+	t := u.now.Table()
+	var lacking []chip.Assignment
+	for _, k := range all[0].Keys {
+		b, err := u.now.KeyBlock(k.Block)
+		if err != nil {
+			return nil, err
+		}
+		f, has := purposeField(t, k.Block)
+		if !has || b.Purpose == k.Purpose && !u.halfBurned(f.Name) {
+			continue
+		}
+		p, ok := t.Purpose(k.Purpose)
+		if !ok {
+			return nil, fmt.Errorf("the %s has no key purpose %s", u.model.Title, k.Purpose)
+		}
+		lacking = append(lacking, chip.Assignment{Field: f.Name, Value: uint32(p.Value)})
 	}
-	p, ok := u.now.Table().Purpose(key.Purpose)
-	if !ok {
-		return nil, fmt.Errorf("the %s has no key purpose %s", u.model.Title, key.Purpose)
+	if len(lacking) == 0 {
+		return all[1:], nil
 	}
-	all[0].Key = nil
-	all[0].Set = []chip.Assignment{{Field: purposeField(key.Block), Value: uint32(p.Value)}}
+	all[0].Keys, all[0].Set = nil, lacking
 	return all, nil
 }
 
@@ -545,25 +555,19 @@ func (u *unit) setPlan(todo []efuse.Stage) error {
 // at is the index in the plan of the first stage that is not burned.
 func (u *unit) at() int { return len(u.plan.Stages()) - len(u.todo) }
 
-// keyBlock is the block that holds this job's key, or the first free one. A key in
-// any other block is a foreign one, also when nothing says yet what it is for.
-func (u *unit) keyBlock() (string, error) {
-	own, used := "", []string(nil)
-	for i, b := range u.now.KeyBlocks() {
-		fits := !u.model.EFuse.NoXTSInLastKey || i != u.model.EFuse.KeyBlocks-1
-		switch {
-		case u.past.keyBurned && b.Name == u.past.burnBlock:
-			own = b.Name
-		case !b.Free:
+// checkBlocks refuses a chip with a key block in use that is not this job's. Such a
+// key is a foreign one, also when nothing says yet what it is for.
+func (u *unit) checkBlocks() error {
+	var used []string
+	for _, b := range u.now.KeyBlocks() {
+		if _, own := u.slotAt(b.Name); !b.Free && !(own && u.past.keyBurned) {
 			used = append(used, b.Name)
-		case !u.past.keyBurned && own == "" && fits:
-			own = b.Name
 		}
 	}
-	if own == "" || len(used) > 0 {
-		return "", u.surprise(fmt.Sprintf("key blocks are in use or protected: %s", strings.Join(used, ", ")))
+	if len(used) > 0 {
+		return u.surprise(fmt.Sprintf("key blocks are in use or protected: %s", strings.Join(used, ", ")))
 	}
-	return own, nil
+	return nil
 }
 
 // takeCustody stores the key and proves it, directly before the burn.
@@ -631,12 +635,13 @@ func (u *unit) record() keystore.Record {
 	table, _ := u.job.Layout.Table.MarshalBinary() // it was parsed from such bytes
 	rec := keystore.Record{
 		Schema: keystore.SchemaVersion, Unit: u.mac, Simulated: u.mac.LocallyAdministered(),
-		Chip: u.model.Name, ChipRevision: u.rev, Scheme: u.model.Scheme, Key: u.key, Fingerprint: u.fp,
+		Chip: u.model.Name, ChipRevision: u.rev, Scheme: r.Scheme(), Key: u.key, Fingerprint: u.fp,
 		PartitionTable: table, FlashSize: u.job.Layout.FlashSize,
 		Recipe: r.Name, RecipeRevision: r.Revision, RecipeHash: fmt.Sprintf("%x", r.Hash()),
 		Job: u.id, Station: u.Station, Lot: u.Lot, Created: u.start.UTC(),
+		OTATokenSHA256: u.token, ECIESPublicKey: u.ecies,
 	}
-	if u.model.Scheme == chip.SchemeESP32 {
+	if rec.Scheme == chip.SchemeESP32 {
 		rec.FlashCryptConfig = flashCryptConfig
 	}
 	return rec

@@ -41,7 +41,7 @@ func Build(m chip.Model, r *recipe.Recipe, files []recipe.File) (*Layout, error)
 	if !b.table() {
 		return nil, b.refusals
 	}
-	if errs := b.keeps(); len(errs) > 0 {
+	if errs := append(b.keeps(), b.unitData()...); len(errs) > 0 {
 		return nil, errs
 	}
 	for _, f := range b.files {
@@ -176,6 +176,40 @@ func (b *builder) keeps() recipe.Errors {
 		}
 	}
 	return errs
+}
+
+// maxUnitData limits the partition of a unit's own text: all of it is encrypted and
+// written for each unit.
+const maxUnitData = 64 << 10
+
+// unitData finds the partition that holds each unit's own text.
+func (b *builder) unitData() recipe.Errors {
+	if b.r.UnitData == nil {
+		return nil
+	}
+	label := b.r.UnitData.Partition
+	bad := func(problem, fix string) recipe.Errors {
+		return recipe.Errors{b.r.FieldError("unit_data.partition", problem, fix)}
+	}
+	e, ok := b.l.Table.Find(label)
+	switch t := b.r.Template; {
+	case t == nil:
+		return recipe.Errors{b.r.FieldError("unit_data.template", "was not read", "load the recipe from its file")}
+	case !ok:
+		return bad(fmt.Sprintf("the partition table has no %q", label), "add it to partitions.csv: a data partition with the flag encrypted")
+	case e.Type != partition.TypeData || isNVS(e) || isNVSKeys(e) || e.Is(partition.TypeData, partition.DataOTA) || e.Is(partition.TypeData, partition.DataTEEOTA):
+		return bad(fmt.Sprintf("%v is no partition for data of one's own", e), "use a data partition of subtype undefined, with the flag encrypted")
+	case e.Flags&partition.FlagEncrypted == 0:
+		return bad(fmt.Sprintf("%v has no flag encrypted: whoever reads the flash would have the unit's token", e), "add the flag encrypted in partitions.csv")
+	case b.has(e.Offset):
+		return bad(fmt.Sprintf("the build writes a file to %q", label), "remove it from the build, or name another partition")
+	case e.Size > maxUnitData:
+		return bad(fmt.Sprintf("%v is larger than %d bytes, and all of it is written for each unit", e, maxUnitData), "make it smaller")
+	case t.MaxLen() > int(e.Size):
+		return bad(fmt.Sprintf("%v has %d bytes, and the text from %s can have %d", e, e.Size, t.Path, t.MaxLen()), "make the partition larger or the text shorter")
+	}
+	b.l.UnitData = &Range{Name: label, Offset: e.Offset, Size: e.Size}
+	return nil
 }
 
 func isNVS(e partition.Entry) bool { return e.Is(partition.TypeData, partition.DataNVS) }
@@ -413,11 +447,14 @@ func (b *builder) rest() {
 		ends[r.Offset] = roundUp(uint64(r.End()))
 		claimed = append(claimed, Range{Offset: r.Offset, Size: ends[r.Offset] - r.Offset})
 	}
+	if u := b.l.UnitData; u != nil {
+		claimed = append(claimed, *u)
+	}
 	claim(&b.l.Erase, string(Bootloader), ends[b.m.BootloaderOffset], b.r.TableOffset)
 	for _, e := range b.l.Table.Entries {
 		end, written := ends[e.Offset]
 		switch {
-		case fixed(e):
+		case fixed(e), b.l.UnitData != nil && b.l.UnitData.Offset == e.Offset:
 		case b.r.Keeps(e.Label):
 			claim(&b.l.Untouched, e.Label, e.Offset, roundUp(e.End()))
 		case written:

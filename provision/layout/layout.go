@@ -6,8 +6,8 @@
 // files and the chip model against each other and gives a [Layout] or says why not
 // ([Refusal]). A Layout keeps these promises:
 //
-//   - Regions, Erase and Untouched together are the whole flash of the recipe, each
-//     sector exactly once. No two of them share a 4 KiB sector, the least that
+//   - Regions, UnitData, Erase and Untouched together are the whole flash of the
+//     recipe, each sector exactly once. No two of them share a 4 KiB sector, the least that
 //     flash can erase.
 //   - What must be encrypted is (esp-facts D.1; ESP-IDF
 //     bootloader_support/src/flash_encryption/flash_encrypt.c and
@@ -50,6 +50,7 @@ const (
 	App            Kind = "app"
 	OTAData        Kind = "otadata"
 	Data           Kind = "data"
+	UnitData       Kind = "unit-data" // each unit's own
 )
 
 // Region is one run of bytes that is written. It begins at a sector.
@@ -84,6 +85,9 @@ type Layout struct {
 	TableOffset uint32
 	FlashSize   uint32
 	Regions     []Region // by offset
+	// UnitData is the partition that is written with each unit's own text; nil if the
+	// recipe has none.
+	UnitData *Range
 	// Erase is what must read as 0xFF beside the regions: partitions and parts of
 	// them that are not written, and the room between bootloader and table.
 	Erase []Range
@@ -180,6 +184,31 @@ func (l *Layout) Encrypt(c Encrypter) ([]Ciphertext, error) {
 	return list, nil
 }
 
+// EncryptUnit makes what goes to the partition of a unit's own text. It pads the
+// text with 0xFF to the partition's end, since erased flash would read as noise
+// there. The plaintext may hold a secret: it is wiped, text included, and the region
+// has no Plain. plain is its SHA-256.
+func (l *Layout) EncryptUnit(c Encrypter, text []byte) (out Ciphertext, plain [sha256.Size]byte, err error) {
+	defer clear(text)
+	if uint64(len(text)) > uint64(l.UnitData.Size) {
+		return out, plain, fmt.Errorf("layout: the unit's data have %d bytes, and partition %s has %d", len(text), l.UnitData.Name, l.UnitData.Size)
+	}
+	padded := pad(text, int(l.UnitData.Size))
+	defer clear(padded)
+	data := make([]byte, len(padded))
+	if err := c.Encrypt(data, padded, l.UnitData.Offset); err != nil {
+		return out, plain, fmt.Errorf("layout: encrypt %s at 0x%x: %w", l.UnitData.Name, l.UnitData.Offset, err)
+	}
+	if bytes.Equal(data, padded) {
+		return out, plain, fmt.Errorf("layout: encrypt %s at 0x%x: the ciphertext equals the plaintext", l.UnitData.Name, l.UnitData.Offset)
+	}
+	return Ciphertext{
+		Region: Region{Name: l.UnitData.Name, Kind: UnitData, Offset: l.UnitData.Offset, Encrypt: true},
+		//nolint:gosec // see the import
+		Data: data, SHA256: sha256.Sum256(data), MD5: md5.Sum(data),
+	}, sha256.Sum256(padded), nil
+}
+
 // RegionSummary is a region for plans and reports.
 type RegionSummary struct {
 	Name       string `json:"name"`
@@ -187,12 +216,13 @@ type RegionSummary struct {
 	Offset     uint32 `json:"offset"`
 	Length     uint32 `json:"length"`
 	Encrypted  bool   `json:"encrypted"`
-	SHA256     string `json:"sha256"` // of the plaintext with its padding
+	SHA256     string `json:"sha256,omitempty"` // of the plaintext with its padding
 	File       string `json:"file,omitempty"`
 	FileSHA256 string `json:"file_sha256,omitempty"` // of the file as built
 }
 
-// Summary describes the regions, in their order.
+// Summary describes the regions, in their order. The contents of a unit's own data
+// have no hash before there is a unit; the file is their template.
 func (l *Layout) Summary() []RegionSummary {
 	list := make([]RegionSummary, len(l.Regions))
 	for i, r := range l.Regions {
@@ -205,6 +235,12 @@ func (l *Layout) Summary() []RegionSummary {
 			list[i].FileSHA256 = hex.EncodeToString(r.FileSHA256[:])
 		}
 	}
+	if u := l.UnitData; u != nil {
+		list = append(list, RegionSummary{
+			Name: u.Name, Kind: UnitData, Offset: u.Offset, Length: u.Size, Encrypted: true,
+			File: l.recipe.Template.Path, FileSHA256: hex.EncodeToString(l.recipe.Template.SHA256[:]),
+		})
+	}
 	return list
 }
 
@@ -215,6 +251,9 @@ func (l *Layout) Hash() [sha256.Size]byte {
 	_, _ = fmt.Fprintf(h, "provisiond layout v1\nflash %d\n", l.FlashSize)
 	for _, r := range l.Regions {
 		_, _ = fmt.Fprintf(h, "write %d %d %t %x\n", r.Offset, len(r.Plain), r.Encrypt, sha256.Sum256(r.Plain))
+	}
+	if u := l.UnitData; u != nil {
+		_, _ = fmt.Fprintf(h, "unit data %d %d %x\n", u.Offset, u.Size, l.recipe.Template.SHA256)
 	}
 	for _, e := range l.Erase {
 		_, _ = fmt.Fprintf(h, "erase %d %d\n", e.Offset, e.Size)

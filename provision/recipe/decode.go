@@ -16,8 +16,21 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
 )
+
+// purposeHMAC is the purpose of the key block that encimg_ecies burns.
+const purposeHMAC = "HMAC_UP"
+
+func hasPurpose(m chip.Model, purpose string) bool {
+	t, err := table.For(m.Name)
+	if err != nil {
+		return false
+	}
+	_, ok := t.Purpose(purpose)
+	return ok
+}
 
 // Limits of single values.
 const (
@@ -41,10 +54,12 @@ var (
 	recipeKeys = []string{
 		"recipe", "revision", "chip", "min_chip_revision", "max_chip_revision", "build", "images",
 		"flash_size", "profile", "boot_check", "keep", "partition_table_offset", "baud",
+		"unit_data", "encimg_ecies",
 	}
 	requiredKeys = []string{"recipe", "revision", "chip", "flash_size", "profile", "boot_check"}
 	imageKeys    = []string{"offset", "file", "name"}
 	bootKeys     = []string{"expect", "timeout"}
+	unitDataKeys = []string{"partition", "template"}
 )
 
 // examples are what to write for a required key that is missing.
@@ -417,6 +432,16 @@ func (d *decoder) recipe(root *yaml.Node, r *Recipe) {
 	if n, ok := has("keep"); ok {
 		d.keep(n, r)
 	}
+	if n, ok := has("unit_data"); ok {
+		d.unitData(n, r)
+	}
+	if n, ok := has("encimg_ecies"); ok {
+		r.ECIES = d.boolean(n, "encimg_ecies")
+		if r.ECIES && knownChip && !hasPurpose(r.model, purposeHMAC) {
+			d.add(n.Line, "encimg_ecies", fmt.Sprintf("%s has no key block with purpose %s, which esp_encrypted_img's ECIES form needs", r.model.Title, purposeHMAC),
+				"remove it, or use the RSA form")
+		}
+	}
 	if n, ok := has("baud"); ok {
 		list := strings.Trim(strings.ReplaceAll(fmt.Sprint(bauds), " ", ", "), "[]")
 		fix := "write one of " + list
@@ -428,6 +453,41 @@ func (d *decoder) recipe(root *yaml.Node, r *Recipe) {
 			}
 		}
 	}
+}
+
+// boolean reads true or false, the only words for them.
+func (d *decoder) boolean(n *yaml.Node, path string) bool {
+	switch {
+	case reported(n):
+	case n.Kind != yaml.ScalarNode || n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 || n.Value != "true" && n.Value != "false":
+		d.add(n.Line, path, "is neither true nor false", "write true or false, without quotes")
+	}
+	return n.Value == "true"
+}
+
+// unitData reads what is each unit's own. The template is read with the images.
+func (d *decoder) unitData(n *yaml.Node, r *Recipe) {
+	const fix = "write unit_data: {partition: unit, template: unit.tmpl}"
+	v, ok := d.mapping(n, "unit_data", unitDataKeys, fix)
+	if !ok {
+		return
+	}
+	for _, k := range unitDataKeys {
+		if v[k] == nil {
+			d.add(n.Line, "unit_data."+k, "is missing", fix)
+			ok = false
+		}
+	}
+	if !ok {
+		return
+	}
+	u := UnitData{}
+	u.Partition, _ = d.text(v["partition"], "unit_data.partition", maxLabel, "write the label of a partition, as it stands in partitions.csv")
+	u.Template, _ = d.filePath(v["template"], "unit_data.template", "write the path of a text template, relative to the recipe")
+	if slices.Contains(r.Keep, u.Partition) {
+		d.add(v["partition"].Line, "unit_data.partition", quote(u.Partition)+" is listed in keep, which leaves it as it is", "keep one of them")
+	}
+	r.UnitData = &u
 }
 
 var nameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)

@@ -2,6 +2,7 @@ package recipe
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"slices"
@@ -46,6 +47,12 @@ func (r *Recipe) Encode() []byte {
 	}
 	line("partition_table_offset", fmt.Sprintf("0x%x", r.TableOffset))
 	line("baud", strconv.Itoa(r.Baud))
+	if r.UnitData != nil {
+		line("unit_data", fmt.Sprintf("{partition: %s, template: %s}", yamlText(r.UnitData.Partition), yamlText(r.UnitData.Template)))
+	}
+	if r.ECIES {
+		line("encimg_ecies", "true")
+	}
 	return []byte(b.String())
 }
 
@@ -81,5 +88,16 @@ func (r *Recipe) Hash() [sha256.Size]byte {
 		put("keep", k)
 	}
 	put("partition_table_offset", strconv.FormatUint(uint64(r.TableOffset), 10))
+	// Fields that came later are hashed where they say something, so that the
+	// recipes of before keep their hashes.
+	if r.UnitData != nil {
+		put("unit_data.partition", r.UnitData.Partition)
+	}
+	if r.Template != nil {
+		put("unit_data.template", hex.EncodeToString(r.Template.SHA256[:]))
+	}
+	if r.ECIES {
+		put("encimg_ecies", "true")
+	}
 	return [sha256.Size]byte(h.Sum(nil))
 }

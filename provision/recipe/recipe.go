@@ -98,6 +98,12 @@ type Recipe struct {
 	Keep            []string // labels of partitions that are left as they are
 	TableOffset     uint32   // of the partition table in flash
 	Baud            int      // while flashing; burns always run at 115200
+	// ECIES: units get a key of their own for esp_encrypted_img files, in a key block
+	// with purpose HMAC_UP (esp-facts G.3).
+	ECIES    bool
+	UnitData *UnitData // nil: no partition is filled for each unit
+	// Template is what UnitData names. Load reads it, Parse does not.
+	Template *UnitTemplate
 
 	model chip.Model
 	src   source
@@ -109,17 +115,28 @@ type source struct {
 	lines map[string]int // field path → line
 }
 
-// Load reads a recipe file. Relative paths in it start at the file's directory.
+// Load reads a recipe file and the template that it names. Relative paths in it
+// start at the file's directory.
 func Load(path string) (*Recipe, error) {
 	b, err := readLimited(osOpener{}, path, maxFile)
 	if err != nil {
 		return nil, Errors{{File: path, Problem: err.Error(), Fix: "give the path of a recipe (docs/recipe.md)"}}
 	}
-	return Parse(path, b)
+	r, err := Parse(path, b)
+	if err == nil {
+		r.Template, err = r.loadTemplate()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // Model gives the recipe's chip.
 func (r *Recipe) Model() chip.Model { return r.model }
+
+// Scheme is how the units' flash is encrypted.
+func (r *Recipe) Scheme() chip.Scheme { return r.model.Scheme }
 
 // File is the name that the recipe was read under.
 func (r *Recipe) File() string { return r.src.file }
