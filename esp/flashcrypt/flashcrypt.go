@@ -19,8 +19,8 @@
 // # Any range
 //
 // No byte of ciphertext depends on another block, or another unit, of the image. So a
-// server makes just the range that it was asked for: Reader does, for ranges that
-// begin and end anywhere.
+// server makes just the range that it was asked for; provision/ota's Ciphertext does
+// so for ranges that begin and end anywhere.
 //
 // # Speed
 //

@@ -86,12 +86,20 @@ func (c *Ciphertext) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// edges are blocks of which only a part is asked for. A local variable would move to
+// the heap, since it goes through an interface.
+var edges = sync.Pool{New: func() any { return new([flashcrypt.BlockSize]byte) }}
+
 // read fills p, whose range lies inside the ciphertext.
 func (c *Ciphertext) read(p []byte, off int64) (int, error) {
 	const block = flashcrypt.BlockSize
 	done := 0
 	edge := func() error { // one block, of which p has a part
-		var b [block]byte
+		b, ok := edges.Get().(*[block]byte)
+		if !ok {
+			b = new([block]byte)
+		}
+		defer edges.Put(b)
 		start := off / block * block
 		if err := c.encrypt(b[:], start); err != nil {
 			return err
