@@ -13,6 +13,7 @@ import (
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/espsim/bootrom"
 	"github.com/provisiond/provisiond/internal/espsim/nor"
+	"github.com/provisiond/provisiond/internal/espsim/silicon"
 )
 
 // Options describe a simulated board. Only Model is needed.
@@ -41,6 +42,9 @@ type Options struct {
 	// as that unit takes them and there is no baud rate.
 	USBSerial bool
 	Faults    Faults
+	// Build is how the simulated bootloader and app were configured: what they burn
+	// by themselves at a boot. The zero value burns nothing.
+	Build bootrom.Build
 	// Pace makes bytes take the time that they take on a UART. It alone uses up
 	// time while bytes move; resets and boot loops always take some.
 	Pace bool
@@ -53,18 +57,19 @@ type Options struct {
 type Chip struct {
 	opt      Options
 	model    chip.Model
-	si       *silicon
+	si       *silicon.Silicon
 	tab      *table.Table
 	revision chip.Revision
 	faults   Faults
 
-	mu      sync.Mutex
-	wake    chan struct{} // closed and replaced when a reader may go on
-	closed  bool
-	fuse    *fuses
-	flash   *nor.Flash
-	regs    map[uint32]uint32
-	changes uint64
+	mu        sync.Mutex
+	wake      chan struct{} // closed and replaced when a reader may go on
+	closed    bool
+	fuse      *fuses
+	flash     *nor.Flash
+	regs      map[uint32]uint32
+	changes   uint64
+	bootBurns int // eFuse blocks that boot code burned
 
 	// Power and reset.
 	supply   bool
@@ -99,7 +104,7 @@ const romBaud = 115200
 
 // New makes a board that is powered, with its lines released: it boots from flash.
 func New(o Options) (*Chip, error) {
-	si, err := siliconOf(o.Model)
+	si, err := silicon.Of(o.Model.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -117,10 +122,10 @@ func New(o Options) (*Chip, error) {
 		return nil, fmt.Errorf("%s has no coding scheme %d", o.Model.Title, o.CodingScheme)
 	}
 	if o.Revision == 0 {
-		o.Revision = si.revision
+		o.Revision = si.Revision
 	}
-	if o.Revision/100 > si.majors {
-		return nil, fmt.Errorf("there is no %s %s: its fuses tell a major revision of up to %d", o.Model.Title, o.Revision, si.majors)
+	if o.Revision/100 > si.Majors {
+		return nil, fmt.Errorf("there is no %s %s: its fuses tell a major revision of up to %d", o.Model.Title, o.Revision, si.Majors)
 	}
 	if o.Faults.Seed == 0 {
 		o.Faults.Seed = o.Seed
@@ -162,19 +167,19 @@ func seededMAC(seed int64) chip.MAC {
 func (c *Chip) manufacture() error {
 	words := c.opt.Factory
 	if words == nil && !c.opt.Blank {
-		words = c.si.factory
+		words = c.si.Factory
 	}
 	fields := map[string]uint64{}
 	if c.opt.Factory == nil {
-		for name, v := range c.si.revisionFields(c.revision) {
+		for name, v := range c.si.RevisionFields(c.revision) {
 			if !c.fuse.fits(name, v) {
 				return fmt.Errorf("there is no %s %s: field %s has no room for %d", c.model.Title, c.revision, name, v)
 			}
 			fields[name] = v
 		}
 		fields["MAC"] = macValue(c.opt.MAC)
-		if c.si.macCRC != "" {
-			fields[c.si.macCRC] = uint64(crc8(c.opt.MAC[:]))
+		if c.si.MACCRC != "" {
+			fields[c.si.MACCRC] = uint64(crc8(c.opt.MAC[:]))
 		}
 		if c.opt.CodingScheme != 0 {
 			fields["CODING_SCHEME"] = uint64(c.opt.CodingScheme)
@@ -298,6 +303,14 @@ func (c *Chip) Burns() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.fuse.burns
+}
+
+// BootBurns counts the eFuse blocks that boot code has burned by itself, as
+// Options.Build lets it.
+func (c *Chip) BootBurns() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bootBurns
 }
 
 // Flash is the flash chip. Touch it only while nothing talks to the chip.

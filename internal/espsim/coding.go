@@ -139,6 +139,17 @@ func decode34(cells []uint32) (data []uint32, wrong uint32) {
 	return bytesWords(out), wrong
 }
 
+// encode34 gives the eight cells for up to six data words.
+func encode34(data []uint32) []uint32 {
+	raw := make([]byte, 0, 32)
+	six := append(wordBytes(data[:min(len(data), 6)]), make([]byte, 24-4*min(len(data), 6))...)
+	for i := 0; i < len(six); i += 6 {
+		check := encodeGroup34([6]byte(six[i : i+6]))
+		raw = append(append(raw, six[i:i+6]...), check[:]...)
+	}
+	return bytesWords(raw)
+}
+
 func encodeGroup34(g [6]byte) (check [2]byte) {
 	for i, b := range g {
 		check[0] ^= b

@@ -7,6 +7,7 @@ import (
 
 	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/internal/espsim/silicon"
 )
 
 // copies is how often the newer controllers hold a bit of BLOCK0. WR_DIS, its
@@ -30,7 +31,7 @@ const (
 type fuses struct {
 	ef     chip.EFuse
 	blocks []table.Block
-	si     *silicon
+	si     *silicon.Silicon
 	tab    *table.Table
 
 	cells  [][]uint32 // see cellWords
@@ -60,9 +61,9 @@ type fuses struct {
 	burns int
 }
 
-func newFuses(m chip.Model, si *silicon, tab *table.Table) *fuses {
+func newFuses(m chip.Model, si *silicon.Silicon, tab *table.Table) *fuses {
 	f := &fuses{ef: m.EFuse, blocks: tab.Blocks(), si: si, tab: tab, tried: map[[2]int]bool{}}
-	f.runsFor = f.silicon
+	f.runsFor = f.usualPolls
 	for _, b := range f.blocks {
 		f.cells = append(f.cells, make([]uint32, f.cellWords(b)))
 		f.loaded = append(f.loaded, make([]uint32, b.Words))
@@ -98,9 +99,9 @@ func (f *fuses) cellWords(b table.Block) int {
 	}
 }
 
-// silicon is how long commands take, in reads of CMD: a read command of the newer
+// usualPolls is how long commands take, in reads of CMD: a read command of the newer
 // controllers shows idle once before it starts (esp-facts B.5).
-func (f *fuses) silicon(cmd uint32) []uint32 {
+func (f *fuses) usualPolls(cmd uint32) []uint32 {
 	switch {
 	case cmd&cmdProgram != 0:
 		return []uint32{cmd, cmd, cmd}
@@ -413,6 +414,28 @@ func (f *fuses) burnBlock(b table.Block, want []uint32, miss func() bool) {
 	}
 }
 
+// program burns data words of a block from inside the chip, as boot code does:
+// with the right timing and check bits.
+func (f *fuses) program(block int, words []uint32) {
+	b := f.blocks[block]
+	want := slices.Clone(words)
+	switch {
+	case f.ef.Kind == chip.EFuseESP32 && block != 0 && f.field("CODING_SCHEME") == 1:
+		want = encode34(words)
+	case f.ef.Kind == chip.EFuseESP32:
+	case block == 0:
+		want = nil
+		for range copies {
+			want = append(want, words...)
+		}
+	default:
+		data := append(slices.Clone(words), make([]uint32, 8-len(words))...)
+		want = append(data, rsEncode(data)...)
+	}
+	f.burns++
+	f.burnBlock(b, want, func() bool { return false })
+}
+
 // takes applies the faults of single cells.
 func (f *fuses) takes(block, cell, logical int) bool {
 	if slices.Contains(f.stuck, Bit{block, logical}) {
@@ -440,13 +463,7 @@ func (f *fuses) put(block int, data []uint32) error {
 			}
 			data = data[:len(data)-1]
 		}
-		raw := make([]byte, 0, 32)
-		six := append(wordBytes(data), make([]byte, 24-4*len(data))...)
-		for g := range slices.Chunk(six, 6) {
-			check := encodeGroup34([6]byte(g))
-			raw = append(append(raw, g...), check[:]...)
-		}
-		copy(cells, bytesWords(raw))
+		copy(cells, encode34(data))
 	case f.ef.Kind == chip.EFuseESP32:
 		clear(cells)
 		copy(cells, data)

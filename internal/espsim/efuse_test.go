@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/internal/espsim/silicon"
 )
 
 var zeroBlock = make([]uint32, 8)
@@ -133,11 +134,11 @@ func TestResetLoads(t *testing.T) {
 
 func TestWrongTiming(t *testing.T) {
 	eachChip(t, func(t *testing.T, m chip.Model) {
-		for i := range siliconFor(t, m).timing {
+		for i := range siliconFor(t, m).Timing {
 			c := newChip(t, Options{Model: m, Seed: int64(i)})
 			h := connect(t, c)
 			h.timing()
-			w := c.si.timing[i]
+			w := c.si.Timing[i]
 			h.write(w.Addr, w.Value^1<<bits.TrailingZeros32(w.Mask))
 			b := keyBlock(m)
 			h.fill(b, slices.Repeat([]uint32{0xFFFFFFFF}, 8))
@@ -156,9 +157,9 @@ func TestWrongTiming(t *testing.T) {
 	})
 }
 
-func siliconFor(t *testing.T, m chip.Model) *silicon {
+func siliconFor(t *testing.T, m chip.Model) *silicon.Silicon {
 	t.Helper()
-	si, err := siliconOf(m)
+	si, err := silicon.Of(m.Name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -190,8 +190,8 @@ func (c *Chip) handle(f frame) {
 	if st == 0 && cmd.after != nil {
 		cmd.after(c, r)
 	}
-	if c.si.watchesFuses && c.loading() && c.closedByFuse() {
-		c.coreReset(c.si.softwareReset)
+	if c.si.WatchesFuses && c.loading() && c.closedByFuse() {
+		c.coreReset(c.si.SoftwareReset)
 	}
 }
 
@@ -446,7 +446,7 @@ func (c *Chip) leaveFlash(r request) {
 	if r.word(0) != 0 {
 		c.strap = false
 	}
-	c.coreReset(c.si.softwareReset)
+	c.coreReset(c.si.SoftwareReset)
 }
 
 func (c *Chip) memBegin(r request) ([]byte, status) {
@@ -530,7 +530,7 @@ func (c *Chip) switchBaud(r request) {
 	rate := uint64(r.word(0))
 	if c.model.ROM.BaudCrystalFixed {
 		if f := c.romCrystal(); f != 0 {
-			rate = rate * c.si.crystal / f
+			rate = rate * c.si.Crystal / f
 		}
 	}
 	c.rate = int(min(rate, 1<<30))
@@ -539,14 +539,14 @@ func (c *Chip) switchBaud(r request) {
 // romCrystal is the crystal frequency as the ESP32's ROM sees it, 0 where the
 // fuse is empty and the ROM keeps the nominal one.
 func (c *Chip) romCrystal() uint64 {
-	measured := uint64(c.si.fixed[c.model.ROM.ApproxFreqReg]>>7) & 0x1FFFFFF
+	measured := uint64(c.si.Fixed[c.model.ROM.ApproxFreqReg]>>7) & 0x1FFFFFF
 	return measured * 15625 * c.fuse.field("CLK8M_FREQ") / 40
 }
 
 // securityInfo is GET_SECURITY_INFO (A.4).
 func (c *Chip) securityInfo(request) ([]byte, status) {
 	var flags uint32
-	for field, bit := range c.si.securityFlags {
+	for field, bit := range c.si.SecurityFlags {
 		fd, _ := c.tab.Field(field)
 		if c.fuse.field(field) == 1<<fd.Len()-1 {
 			flags |= 1 << bit
@@ -557,8 +557,8 @@ func (c *Chip) securityInfo(request) ([]byte, status) {
 	for i := range 6 {
 		p = append(p, byte(c.fuse.field(fmt.Sprintf("KEY_PURPOSE_%d", i))))
 	}
-	p = append(p, c.si.securitySpare)
+	p = append(p, c.si.SecuritySpare)
 	p = binary.LittleEndian.AppendUint32(p, uint32(c.model.ID))
-	p = binary.LittleEndian.AppendUint32(p, c.si.api)
+	p = binary.LittleEndian.AppendUint32(p, c.si.API)
 	return p[:c.model.ROM.SecurityInfoBytes], 0
 }

@@ -155,12 +155,20 @@ func (c *Chip) store(writes []bootrom.Write, before func(bootrom.Write) error) e
 	return nil
 }
 
-// settleBoot does what the second stage wrote and burned in the boot just made.
-func (c *Chip) settleBoot() {
-	if err := c.store(c.boot.Writes, nil); err != nil {
+// settleBoot does what boot code wrote and burned.
+func (c *Chip) settleBoot(out bootrom.Output) {
+	if err := c.store(out.Writes, nil); err != nil {
 		panic(fmt.Sprintf("espsim: what the second stage writes lies in the flash: %v", err))
 	}
-	_ = c.raiseSecureVersion(c.boot.SecureVersion) // the second stage goes on, as ESP-IDF's does
+	for _, b := range out.Burns {
+		c.fuse.program(b.Block, b.Words)
+		c.bootBurns++
+		c.changes++
+	}
+	if len(out.Burns) > 0 {
+		c.fuse.load()
+	}
+	_ = c.raiseSecureVersion(out.SecureVersion) // the second stage goes on, as ESP-IDF's does
 }
 
 // secureVersion is the number of bits set in the anti-rollback field.

@@ -77,7 +77,7 @@ func (c *Chip) usbLines(dtr, rts bool) {
 		c.ignored++
 	default:
 		c.strap = c.usbFlag
-		c.coreReset(c.si.usbReset)
+		c.coreReset(c.si.USBReset)
 	}
 }
 
@@ -126,15 +126,34 @@ func (c *Chip) coreReset(reason int) {
 		return
 	}
 	c.fuse.reset()
-	c.regs = maps.Clone(c.si.reset)
+	c.regs = maps.Clone(c.si.Reset)
 	c.rate = romBaud
-	c.boot = bootrom.Boot(c.bootInput(reason))
+	c.boot = c.runBootCode(reason)
 	c.resets++
-	c.settleBoot()
 	c.state = c.boot.State
 	c.ld = loader{flashSize: romFlashSize, secure: c.state == bootrom.SecureDownload}
 	c.emit(c.boot.Text)
 	c.armLoop()
+}
+
+// bootRounds is how often boot code may change something and reset in a row.
+const bootRounds = 4
+
+// runBootCode boots, makes the changes that boot code makes, and boots again as
+// often as it asks for that.
+func (c *Chip) runBootCode(reason int) bootrom.Output {
+	var text []byte
+	for range bootRounds {
+		out := bootrom.Boot(c.bootInput(reason))
+		c.settleBoot(out)
+		text = append(text, out.Text...)
+		if out.State != bootrom.Restarting {
+			out.Text = text
+			return out
+		}
+		reason = out.Again
+	}
+	return bootrom.Output{Text: text, State: bootrom.Looping}
 }
 
 // bootInput is the chip as a boot finds it.
@@ -145,15 +164,30 @@ func (c *Chip) bootInput(reason int) bootrom.Input {
 		FlashCryptCount:  uint32(c.fuse.field(c.model.EFuse.FlashCryptCount)),
 		FlashCryptConfig: uint32(c.fuse.field("FLASH_CRYPT_CONFIG")),
 		Key:              c.fuse.flashKey(),
+		EFuses:           bootrom.EFuses{Table: c.tab, Words: c.fuse.shown},
+		Build:            c.opt.Build,
+		NewKey:           c.newKey(),
 		DownloadStrap:    c.strap,
 		DownloadDisabled: c.downloadDisabled(),
 		SecureDownload:   c.secureDownload(),
 		ResetReason:      reason,
 		AppPrints:        c.opt.AppPrints,
-		UARTPrintOff:     c.si.printControl != "" && c.fuse.field(c.si.printControl) == 3,
+		UARTPrintOff:     c.si.PrintControl != "" && c.fuse.field(c.si.PrintControl) == 3,
 		Rollback:         c.opt.Rollback, AntiRollback: c.opt.AntiRollback,
 		SecureVersion: c.secureVersion(),
 	}
+}
+
+// newKey is what the chip's random numbers would give the bootloader.
+func (c *Chip) newKey() []byte {
+	if !c.opt.Build.FlashEncryption {
+		return nil
+	}
+	key := make([]byte, 64)
+	for i, r := 0, seeded(c.opt.Seed, 5); i < len(key); i++ {
+		key[i] = byte(r.Uint32())
+	}
+	return key
 }
 
 // hang is a chip that does nothing any more until a reset.
@@ -163,11 +197,11 @@ func (c *Chip) hang() {
 }
 
 func (c *Chip) downloadDisabled() bool {
-	return c.fuse.field(c.si.disableDownload) != 0 && c.revision >= c.model.Lockdown.ClosedMinimum
+	return c.fuse.field(c.si.DisableDownload) != 0 && c.revision >= c.model.Lockdown.ClosedMinimum
 }
 
 func (c *Chip) secureDownload() bool {
-	return c.si.secureDownload != "" && c.fuse.field(c.si.secureDownload) != 0
+	return c.si.SecureDownload != "" && c.fuse.field(c.si.SecureDownload) != 0
 }
 
 // loading reports whether the serial loader runs.

@@ -22,9 +22,9 @@ func (c *Chip) readRegister(addr uint32) uint32 {
 	}
 	if addr == c.model.UART.ClkDiv {
 		// One below the quotient, as the ROM's own measurement left it in the transcript.
-		return uint32(max(c.si.crystal/uint64(max(c.rate, 1)), 1)) - 1
+		return uint32(max(c.si.Crystal/uint64(max(c.rate, 1)), 1)) - 1
 	}
-	if v, ok := c.si.fixed[addr]; ok {
+	if v, ok := c.si.Fixed[addr]; ok {
 		if r := c.model.EFuse.RevisionBit2Register; r != 0 && addr == r && c.revision >= 300 {
 			v |= 1 << 31
 		}
@@ -61,7 +61,7 @@ func (c *Chip) storeRegister(addr, v uint32, cut bool) {
 		}
 		return
 	}
-	c.ld.burning = slices.ContainsFunc(c.si.timing, func(t chip.RegWrite) bool { return t.Addr == addr })
+	c.ld.burning = slices.ContainsFunc(c.si.Timing, func(t chip.RegWrite) bool { return t.Addr == addr })
 	if addr == c.model.SPI.Cmd && v&spiCmdUser != 0 {
 		c.flashCommand(c.model.SPI)
 	}
@@ -72,7 +72,7 @@ func (c *Chip) storeRegister(addr, v uint32, cut bool) {
 
 // timingGood reports whether the eFuse timing is right for this chip's crystal.
 func (c *Chip) timingGood() bool {
-	for _, t := range c.si.timing {
+	for _, t := range c.si.Timing {
 		if c.regs[t.Addr]&t.Mask != t.Value {
 			return false
 		}

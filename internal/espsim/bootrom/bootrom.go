@@ -1,7 +1,8 @@
-// Package bootrom owns what a simulated ESP32 or ESP32-C3 does at a reset, from
+// Package bootrom owns what a simulated chip does at a reset, from
 // the straps to the application: the mask ROM, ESP-IDF's second-stage
 // bootloader, and the lines that both print. [Boot] is a pure function of the
-// straps, the eFuses that matter and the flash.
+// straps, the eFuses that matter and the flash; what boot code burns and writes is
+// in its output.
 //
 // It is strict where silicon is strict. With an odd crypt counter the
 // bootloader, the partition table, otadata and the app are read through
@@ -55,13 +56,32 @@
 // esp_ota_ops do in it: the image in a slot is checked through decryption, as at a
 // boot, before otadata is written.
 //
-// Secure Boot is not simulated yet. Its place is [Input], for the digest and the
-// enable bit, and the end of the ROM's image check.
+// # Secure Boot V2
+//
+// With the enabling fuse, the mask ROM reads the signature sector behind the
+// bootloader, through decryption, before it loads anything, and the second stage
+// does the same for each candidate app. A block counts when its magic, CRC, image
+// digest, key and signature are right and its key's digest stands, readable, in a
+// slot that is not revoked. A read-protected digest reads as zeros and matches no
+// key. The ROM of silicon that lacks Secure Boot V2 ignores the fuse. With
+// SECURE_BOOT_AGGRESSIVE_REVOKE the ROM burns the revoke bit of a slot whose key
+// was right and whose signature was wrong; the second stage never does.
+//
+// Whether the second stage checks apps is a matter of its build ([Build]). A
+// bootloader that runs although the fuse asks for a signature is signed, so it is
+// taken for one that checks.
+//
+// # First boot
+//
+// A [Build] with Secure Boot or flash encryption burns by itself what the fuses
+// lack, as ESP-IDF does in release configuration: [Output] lists it. With nothing
+// to burn it says so in its log and changes nothing.
 package bootrom
 
 import (
 	"io"
 
+	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
 )
 
@@ -88,6 +108,15 @@ type Input struct {
 	// of zeros.
 	Key []byte
 
+	// EFuses as boot code reads them; the zero value is a chip with nothing burned.
+	// What stands above is not taken from them.
+	EFuses EFuses
+	// Build is how bootloader and app were configured.
+	Build Build
+	// NewKey is what the chip's random numbers give for a flash encryption key if
+	// the bootloader makes one: 64 bytes.
+	NewKey []byte
+
 	DownloadStrap    bool // GPIO0 (ESP32) or GPIO9 (ESP32-C3) low at the reset
 	DownloadDisabled bool // UART_DOWNLOAD_DIS or DIS_DOWNLOAD_MODE
 	SecureDownload   bool // ENABLE_SECURITY_DOWNLOAD; the ESP32 has no such mode
@@ -103,6 +132,42 @@ type Input struct {
 	UARTPrintOff bool   // the ROM prints nothing (UART_PRINT_CONTROL); the second stage and the app do
 }
 
+// EFuses is what the read registers show, read-protected parts as zeros.
+type EFuses struct {
+	Table *table.Table
+	Words [][]uint32 // by block
+}
+
+// Build is how ESP-IDF's bootloader and the app were configured, as far as it
+// changes what they burn and check. The zero value burns nothing.
+type Build struct {
+	// SecureBoot is CONFIG_SECURE_BOOT_V2_ENABLED with the vendor's defaults: apps
+	// are checked, and the first boot burns digests, protections and the enabling fuse.
+	SecureBoot bool
+	// Scheme that it was built for; "" stands for the chip's first one.
+	Scheme chip.SignatureScheme
+	// FlashEncryption is CONFIG_SECURE_FLASH_ENC_ENABLED in release configuration:
+	// the first boot makes a key, encrypts the flash in place and sets the counter.
+	FlashEncryption bool
+	// DownloadMode is what happens to the loader, with Secure Boot only.
+	DownloadMode DownloadMode
+	// AggressiveRevoke is CONFIG_SECURE_BOOT_ENABLE_AGGRESSIVE_KEY_REVOKE.
+	AggressiveRevoke bool
+	// AllowUnusedSlots is CONFIG_SECURE_BOOT_ALLOW_UNUSED_DIGEST_SLOTS.
+	AllowUnusedSlots bool
+}
+
+// DownloadMode is what a build does to the serial loader at its first boot.
+type DownloadMode uint8
+
+// The choices of CONFIG_SECURE_UART_ROM_DL_MODE. SecureDownloadMode does not exist
+// on the ESP32.
+const (
+	KeepDownloadMode DownloadMode = iota
+	SecureDownloadMode
+	DisableDownloadMode
+)
+
 // State is where a reset ends.
 type State uint8
 
@@ -113,6 +178,7 @@ const (
 	Halted                          // the download strap was low and download is disabled
 	Looping                         // a boot loop
 	Running                         // the app runs
+	Restarting                      // Output.Again: boot once more with what was changed
 )
 
 // String gives the state in words.
@@ -128,6 +194,8 @@ func (s State) String() string {
 		return "boot loop"
 	case Running:
 		return "running"
+	case Restarting:
+		return "restarting"
 	}
 	return "unknown"
 }
@@ -138,7 +206,22 @@ type Output struct {
 	Loop  []byte // what a boot loop prints after it, again and again; nil if nothing
 	State State
 
-	App           Partition // the app that runs; the zero value unless State is Running
-	Writes        []Write   // what the second stage writes to the flash, in this order
-	SecureVersion uint32    // what SECURE_VERSION is raised to; 0: nothing is burned
+	App Partition // the app that runs; the zero value unless State is Running
+
+	// Burns, Writes and SecureVersion are what boot code changed, to be done before
+	// anything else. Again is the reason of the reset that follows, with State
+	// Restarting: the caller makes the changes and boots again.
+	Burns         []Burn
+	Writes        []Write // in this order
+	SecureVersion uint32  // what SECURE_VERSION is raised to; 0: nothing is burned
+	Again         int
+}
+
+func (o Output) changes() bool { return len(o.Burns)+len(o.Writes) > 0 || o.SecureVersion != 0 }
+
+// Burn is bits of an eFuse block that boot code burned. It lists none that was
+// burned before and none that WR_DIS locks.
+type Burn struct {
+	Block int
+	Words []uint32
 }

@@ -1,11 +1,11 @@
 package bootrom
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"errors"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/internal/espsim/silicon"
 )
 
 // The image format (esp-facts D.2, ESP-IDF
@@ -131,104 +131,75 @@ func readImage(f *flashView, at uint32, h imageHeader, visit func(segment) error
 	return img, nil
 }
 
-// region is a range of load addresses.
-type region struct{ low, high uint32 }
-
-func (r region) holds(addr, size uint32) bool {
-	return addr >= r.low && uint64(addr)+uint64(size) <= uint64(r.high)
-}
-
-// memory says where an app's segments may go: mapped through the cache, or
-// copied to RAM (ESP-IDF components/soc/<chip>/include/soc/soc.h).
-type memory struct{ mapped, loaded []region }
-
-func memoryOf(m chip.Model) memory {
-	switch m.Name {
-	case "esp32":
-		return memory{
-			mapped: []region{{0x3F400000, 0x3F800000}, {0x400D0000, 0x40400000}},
-			loaded: []region{
-				{0x3FFAE000, 0x40000000},                           // DRAM
-				{0x40080000, 0x400C0000},                           // IRAM and D/IRAM
-				{0x3FF80000, 0x3FF82000}, {0x400C0000, 0x400C2000}, // RTC fast memory, both buses
-				{0x50000000, 0x50002000}, // RTC slow memory
-			},
-		}
-	case "esp32c3":
-		return memory{
-			mapped: []region{{0x3C000000, 0x3C800000}, {0x42000000, 0x42800000}},
-			loaded: []region{
-				{0x3FC80000, 0x3FCE0000}, // DRAM
-				{0x4037C000, 0x403E0000}, // IRAM
-				{0x50000000, 0x50002000}, // RTC fast memory
-			},
-		}
-	}
-	panic("bootrom: no memory map for " + m.Name + ": add it here")
-}
-
-func within(list []region, addr, size uint32) bool {
-	for _, r := range list {
-		if r.holds(addr, size) {
-			return true
-		}
-	}
-	return false
-}
-
 const mmuPage = 0x10000
+
+// appImage is an app that the second stage has checked.
+type appImage struct {
+	at, length uint32 // without padding and signature sector
+	img        image
+	blocks     [][]byte // of the signature sector, if it was read
+	digests    digests
+}
 
 // verifyApp is the second stage's check of an app (ESP-IDF
 // components/bootloader_support/src/esp_image_format.c). It logs what is wrong
 // and reports whether the app can run.
-func (b *boot) verifyApp(at, partitionSize uint32) bool {
+func (b *boot) verifyApp(at, partitionSize uint32) (appImage, bool) {
+	app := appImage{at: at}
 	raw, err := b.flash.read(at, headerLen)
 	if err != nil {
 		b.errorf("esp_image", "bootloader_flash_read failed at 0x%08x", at)
-		return false
+		return app, false
 	}
 	h := parseHeader(raw)
 	if h.magic != imageMagic {
 		b.errorf("esp_image", "image at 0x%x has invalid magic byte (nothing flashed here?)", at)
-		return false
+		return app, false
 	}
 	if !b.checkChip(h, true) {
-		return false
+		return app, false
 	}
 	if h.segments > maxSegments {
 		b.errorf("esp_image", "image at 0x%x segment count %d exceeds max %d", at, h.segments, maxSegments)
-		return false
+		return app, false
 	}
-	mem := memoryOf(b.in.Model)
-	img, err := readImage(b.flash, at, h, func(s segment) error { return b.visitSegment(mem, s) })
+	img, err := readImage(b.flash, at, h, func(s segment) error { return b.visitSegment(s) })
 	if err != nil {
 		if !errors.Is(err, errSegment) {
 			b.errorf("esp_image", "bootloader_flash_read failed at 0x%08x", at)
 		}
-		return false
+		return app, false
+	}
+	app.length, app.img = img.length, img
+	signed := img.length
+	if b.checksApps() {
+		signed = padded(at+img.length) - at + sigSector
 	}
 	switch {
 	case img.calculated != img.stored:
 		b.errorf("esp_image", "Checksum failed. Calculated 0x%x read 0x%x", img.calculated, img.stored)
-	case img.length > partitionSize:
-		b.errorf("esp_image", "Image length %d doesn't fit in partition length %d", img.length, partitionSize)
-	case h.hashed && !bytes.Equal(img.sum[:], img.storedSum[:]):
+		return app, false
+	case signed > partitionSize:
+		b.errorf("esp_image", "Image length %d doesn't fit in partition length %d", signed, partitionSize)
+		return app, false
+	case b.checksApps():
+		return app, b.verifyAppSignature(&app)
+	case img.sum != img.storedSum: // both zero without a hash
 		b.errorf("esp_image", "Image hash failed - image is corrupt")
-	default:
-		return true
+		return app, false
 	}
-	return false
+	return app, true
 }
 
 // errSegment says that a segment header was refused and the reason is logged.
 var errSegment = errors.New("segment refused")
 
-func (b *boot) visitSegment(mem memory, s segment) error {
+func (b *boot) visitSegment(s segment) error {
 	if s.size%4 != 0 || s.size >= maxSegment {
 		b.errorf("esp_image", "invalid segment length 0x%x", s.size)
 		return errSegment
 	}
-	mapped := within(mem.mapped, s.load, 1)
+	mapped := silicon.Within(b.si.Memory.Mapped, s.load, 1)
 	if mapped && s.data%mmuPage != s.load%mmuPage {
 		b.errorf("esp_image", "Segment %d load address 0x%08x, doesn't match data 0x%08x", s.index, s.load, s.data)
 		return errSegment
@@ -243,7 +214,7 @@ func (b *boot) visitSegment(mem memory, s segment) error {
 		verb = "map"
 	}
 	b.infof("esp_image", "segment %d: paddr=%08x vaddr=%08x size=%05xh (%6d) %s", s.index, s.data, s.load, s.size, s.size, verb)
-	if load && s.size > 0 && !within(mem.loaded, s.load, s.size) {
+	if load && s.size > 0 && !silicon.Within(b.si.Memory.Loaded, s.load, s.size) {
 		b.errorf("esp_image", "Segment %d 0x%08x-0x%08x invalid: bad load address range", s.index, s.load, s.load+s.size)
 		return errSegment
 	}

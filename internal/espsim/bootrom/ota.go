@@ -119,11 +119,11 @@ func (d otaData) active(ok func(otaEntry) bool) int {
 func anyEntry(otaEntry) bool { return true }
 
 // slotOf is the OTA slot that an entry selects.
-func (t table) slotOf(e otaEntry) int { return int((e.seq - 1) % uint32(t.apps)) }
+func (t partitions) slotOf(e otaEntry) int { return int((e.seq - 1) % uint32(t.apps)) }
 
 // selectApp picks where to start looking for an app, by otadata (ESP-IDF
 // bootloader_utility.c, bootloader_utility_get_selected_boot_partition).
-func (b *boot) selectApp(t table) int {
+func (b *boot) selectApp(t partitions) int {
 	if t.otaData.offset == 0 {
 		return factoryIndex
 	}
@@ -186,7 +186,7 @@ func (b *boot) selectApp(t table) int {
 
 // settle is for the first boot of a chip without a factory app: otadata gets an
 // entry for the slot that was loaded.
-func (b *boot) settle(t table, slot int) {
+func (b *boot) settle(t partitions, slot int) {
 	if slot < 0 || !b.initial {
 		return
 	}
@@ -243,7 +243,7 @@ func (b *boot) raise(p partition) {
 // the flash as it was given and writes nothing: the caller does the writes.
 type Apps struct {
 	b       *boot
-	t       table
+	t       partitions
 	running Partition
 	d       otaData
 }
@@ -253,7 +253,7 @@ func OpenApps(in Input, running Partition) (*Apps, error) {
 	if in.PartitionTable == 0 {
 		in.PartitionTable = DefaultPartitionTable
 	}
-	b := &boot{in: in, rom: romOf(in.Model, in.Revision), flash: newFlashView(in)}
+	b := newBoot(in)
 	head, err := b.flash.read(in.Model.BootloaderOffset, headerLen)
 	if err != nil {
 		return nil, err
@@ -283,7 +283,7 @@ func (a *Apps) slot(p Partition) (int, bool) {
 }
 
 // count is how many OTA slots follow each other from ota_0: more are not seen.
-func (t table) count() int {
+func (t partitions) count() int {
 	n := 0
 	for n < maxOTASlots && t.ota[n].size != 0 {
 		n++
@@ -326,7 +326,7 @@ func (a *Apps) SetBoot(p Partition) (writes []Write, text string, err error) {
 		return nil, "", ErrNotFound
 	}
 	at := a.t.ota[slot]
-	if !a.b.verifyApp(at.offset, at.size) {
+	if _, ok := a.b.verifyApp(at.offset, at.size); !ok {
 		return nil, a.b.out.String(), ErrValidate
 	}
 	text = a.b.out.String()
@@ -384,7 +384,10 @@ func (a *Apps) MarkInvalid() ([]Write, error) {
 	case !a.b.in.AntiRollback:
 		to = a.t.factory
 	}
-	if to.size == 0 || !a.b.verifyApp(to.offset, to.size) || a.b.in.AntiRollback && !a.b.newEnough(to) {
+	if to.size == 0 {
+		return nil, ErrRollbackFailed
+	}
+	if _, ok := a.b.verifyApp(to.offset, to.size); !ok || a.b.in.AntiRollback && !a.b.newEnough(to) {
 		return nil, ErrRollbackFailed
 	}
 	a.d.e[i].state = OTAInvalid

@@ -18,7 +18,7 @@ const (
 
 	typeApp, typeData                       = 0x00, 0x01
 	subtypeFactory, subtypeOTA, subtypeTest = 0x00, 0x10, 0x20
-	subtypeOTAData                          = 0x00
+	subtypeOTAData, subtypeNVSKeys          = 0x00, 0x04
 )
 
 // Indexes of what is no OTA slot, as the second stage counts.
@@ -29,8 +29,8 @@ const (
 
 type partition struct{ offset, size uint32 }
 
-// table is what the second stage keeps of the partition table.
-type table struct {
+// partitions is what the second stage keeps of the partition table.
+type partitions struct {
 	otaData, factory, test partition
 	ota                    [maxOTASlots]partition
 	apps                   int
@@ -65,6 +65,9 @@ func (b *boot) secondStage(h imageHeader) bool {
 	if start == invalidIndex || !b.loadApp(t, start) {
 		return false
 	}
+	if b.again != 0 {
+		return true
+	}
 	if !t.hasMD5 {
 		b.errorf("partition", "No MD5 found in partition table")
 		b.errorf("partition", "load_partitions returned 0x105")
@@ -85,7 +88,7 @@ func (b *boot) secondStage(h imageHeader) bool {
 
 // loadTable reads and checks the partition table (ESP-IDF flash_partitions.c,
 // bootloader_utility.c).
-func (b *boot) loadTable(h imageHeader) (table, bool) {
+func (b *boot) loadTable(h imageHeader) (partitions, bool) {
 	t, names, ok := b.parseTable(h)
 	if !ok {
 		b.errorf("boot", "Failed to verify partition table")
@@ -100,7 +103,7 @@ func (b *boot) loadTable(h imageHeader) (table, bool) {
 	return t, true
 }
 
-func (b *boot) parseTable(h imageHeader) (t table, names []string, ok bool) {
+func (b *boot) parseTable(h imageHeader) (t partitions, names []string, ok bool) {
 	size := b.in.FlashSize
 	if h.flashSize() != 0 {
 		size = h.flashSize()
@@ -146,7 +149,7 @@ func (b *boot) parseTable(h imageHeader) (t table, names []string, ok bool) {
 }
 
 // add keeps a row that booting needs and names its use.
-func (t *table) add(typ, sub byte, p partition) (usage string) {
+func (t *partitions) add(typ, sub byte, p partition) (usage string) {
 	switch {
 	case typ == typeApp && sub == subtypeFactory:
 		t.factory = p
@@ -167,7 +170,7 @@ func (t *table) add(typ, sub byte, p partition) (usage string) {
 		return "RF data"
 	case typ == typeData && sub == 2:
 		return "WiFi data"
-	case typ == typeData && sub == 4:
+	case typ == typeData && sub == subtypeNVSKeys:
 		return "NVS keys"
 	case typ == typeData && sub == 5:
 		return "efuse"
@@ -189,7 +192,7 @@ func printable(label []byte) string {
 
 // loadApp tries the apps in the second stage's order: from the selected one down
 // to the factory app, then the slots after it, then the test app.
-func (b *boot) loadApp(t table, start int) bool {
+func (b *boot) loadApp(t partitions, start int) bool {
 	var order []int
 	for i := start; i >= factoryIndex; i-- {
 		order = append(order, i)
@@ -210,25 +213,34 @@ func (b *boot) loadApp(t table, start int) bool {
 		if p.size == 0 {
 			continue
 		}
-		if (!b.in.AntiRollback || b.newEnough(p)) && b.tryApp(label, p) {
-			b.settle(t, i)
-			return true
+		if !b.in.AntiRollback || b.newEnough(p) {
+			if app, ok := b.load(label, p); ok {
+				b.settle(t, i)
+				if b.firstBoot(app) {
+					return true
+				}
+			}
 		}
 		b.errorf("boot", "%s is not bootable", name)
 	}
-	if t.test.size != 0 && b.tryApp("test", t.test) {
-		b.log('W', "boot", "Falling back to test app as only bootable partition")
-		return true
+	if t.test.size != 0 {
+		if app, ok := b.load("test", t.test); ok {
+			b.log('W', "boot", "Falling back to test app as only bootable partition")
+			if b.firstBoot(app) {
+				return true
+			}
+		}
 	}
 	b.errorf("boot", "No bootable app partitions in the partition table")
 	return false
 }
 
-func (b *boot) tryApp(name string, p partition) bool {
-	if !b.verifyApp(p.offset, p.size) {
-		return false
+// load checks the app in a partition. It goes into b.app.
+func (b *boot) load(name string, p partition) (appImage, bool) {
+	app, ok := b.verifyApp(p.offset, p.size)
+	if ok {
+		b.infof("boot", "Loaded app from partition at offset 0x%x", p.offset)
+		b.app = Partition{name, p.offset, p.size}
 	}
-	b.infof("boot", "Loaded app from partition at offset 0x%x", p.offset)
-	b.app = Partition{name, p.offset, p.size}
-	return true
+	return app, ok
 }
