@@ -52,6 +52,13 @@
 // functions for updates: the chip's own key decides whether an image in a slot is
 // one. The second stage keeps otadata as ESP-IDF's does with Options.Rollback.
 //
+// # Secure Boot and the first boot
+//
+// ROM and bootloader verify signatures once the fuses ask for it (package bootrom).
+// Options.Build is a bootloader that was built with Secure Boot or flash encryption
+// in release configuration: at a boot it burns by itself what the fuses lack.
+// BootBurns counts that, so a test sees whether anything was left to burn.
+//
 // # Faults
 //
 // A specification is a list of name=value, with commas between:

@@ -36,13 +36,17 @@ func (b *boot) buildScheme() chip.SignatureScheme {
 }
 
 // readLoader finds out how long the bootloader in flash is.
-func (b *boot) readLoader() (appImage, bool) {
-	app := appImage{at: b.in.Model.BootloaderOffset}
-	raw, err := b.flash.read(app.at, headerLen)
+func (b *boot) readLoader() (appImage, bool) { return b.imageAt(b.in.Model.BootloaderOffset) }
+
+// imageAt reads an image without a word about it. It reports whether one is there,
+// with its checksum right.
+func (b *boot) imageAt(at uint32) (appImage, bool) {
+	app := appImage{at: at}
+	raw, err := b.flash.read(at, headerLen)
 	if err != nil || raw[0] != imageMagic || raw[1] > maxSegments {
 		return app, false
 	}
-	app.img, err = readImage(b.flash, app.at, parseHeader(raw), func(segment) error { return nil })
+	app.img, err = readImage(b.flash, at, parseHeader(raw), func(segment) error { return nil })
 	app.length = app.img.length
 	return app, err == nil && app.img.calculated == app.img.stored
 }

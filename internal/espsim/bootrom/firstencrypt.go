@@ -33,6 +33,9 @@ func (b *boot) enableEncryption() bool {
 			b.errorf("flash_encrypt", "Error programming security eFuses (err=0xffffffff).")
 			return false
 		}
+		if b.oneKeyBlock() && b.in.Build.SecureBoot {
+			b.infof("boot", "Secure boot permanently enabled")
+		}
 	}
 	in := b.in
 	in.Key, in.FlashCryptCount, in.FlashCryptConfig = key, 1, uint32(b.fuses.get("FLASH_CRYPT_CONFIG"))
@@ -56,7 +59,7 @@ func (b *boot) encryptionKey() ([]byte, bool) {
 	switch {
 	case b.in.Model.Scheme == chip.SchemeESP32, b.oneKeyBlock():
 		return b.onlyKey()
-	case b.in.Key != nil && len(b.in.Key) == 64, b.in.Model.Scheme == chip.SchemeXTS256:
+	case len(b.in.Key) == 64, b.in.Model.Scheme == chip.SchemeXTS256:
 		purposes = []int{purposeXTS256a, purposeXTS256b}
 	}
 	found := 0
@@ -166,21 +169,13 @@ func (b *boot) encryptFlash(to *flashView) bool {
 }
 
 // plainImage says how far an image reaches, with its signature sector if the build
-// has such, and whether there is one in plaintext.
+// has such, and whether there is an intact one in plaintext.
 func (b *boot) plainImage(at uint32) (length uint32, ok bool) {
-	raw, err := b.flash.read(at, headerLen)
-	if err != nil || raw[0] != imageMagic {
+	app, ok := b.imageAt(at)
+	if !ok || app.img.sum != app.img.storedSum {
 		return 0, false
 	}
-	h := parseHeader(raw)
-	if h.segments > maxSegments || h.chip != b.in.Model.ID {
-		return 0, false
-	}
-	img, err := readImage(b.flash, at, h, func(segment) error { return nil })
-	if err != nil || img.calculated != img.stored || img.sum != img.storedSum {
-		return 0, false
-	}
-	length = padded(at+img.length) - at
+	length = padded(at+app.length) - at
 	if b.in.Build.SecureBoot {
 		length += sigSector
 	}

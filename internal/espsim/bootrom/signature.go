@@ -294,17 +294,17 @@ func crcOf(raw []byte) uint32 { return crc32.ChecksumIEEE(raw[:sigCRC]) }
 // verifySector is the mask ROM's check of a signature sector, which the second
 // stage uses too. It prints what is wrong, and gives the scheme of the block that
 // decided, and the slots whose key was named by a block with a bad signature.
-func (b *boot) verifySector(blocks [][]byte, d digests, trusted []trustedKey, print func(string, ...any)) (scheme chip.SignatureScheme, ok bool, bad []int) {
+func (b *boot) verifySector(blocks [][]byte, d digests, trusted []trustedKey, tell func(string, ...any)) (scheme chip.SignatureScheme, ok bool, bad []int) {
 	sb := b.in.Model.SecureBoot
 	for i, raw := range blocks[:min(len(blocks), sb.DigestSlots)] {
 		if raw[0] != sigMagic {
 			if i == 0 {
-				print("No signature block magic byte found at signature sector (found 0x%x not 0x%x). Image not V2 signed?\r\n", raw[0], sigMagic)
+				tell("No signature block magic byte found at signature sector (found 0x%x not 0x%x). Image not V2 signed?\r\n", raw[0], sigMagic)
 			}
 			break
 		}
 		if stored, sum := le32(raw[sigCRC:]), crcOf(raw); stored != sum {
-			print(b.rom.SecureBoot.BadCRC, i, stored&0xFF, sum&0xFF)
+			tell(b.rom.SecureBoot.BadCRC, i, stored&0xFF, sum&0xFF)
 			continue
 		}
 		s := parseSignature(raw)
@@ -313,7 +313,7 @@ func (b *boot) verifySector(blocks [][]byte, d digests, trusted []trustedKey, pr
 		}
 		scheme = s.scheme
 		if !bytes.Equal(s.digest, d.of(s.scheme)) {
-			print("Sig block %d invalid: Image digest does not match\r\n", i)
+			tell("Sig block %d invalid: Image digest does not match\r\n", i)
 			continue
 		}
 		sum := sha256.Sum256(s.key)
@@ -324,7 +324,7 @@ func (b *boot) verifySector(blocks [][]byte, d digests, trusted []trustedKey, pr
 		if s.verify() {
 			return scheme, true, bad
 		}
-		print("Signature Check Failed\r\nSig block %d signature verification failed\r\n", i)
+		tell("Signature Check Failed\r\nSig block %d signature verification failed\r\n", i)
 		bad = append(bad, trusted[slot].slot)
 	}
 	return scheme, false, bad
