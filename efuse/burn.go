@@ -137,8 +137,8 @@ type burner struct {
 	stage  checkedStage
 	later  func(BlockError) bool // a later stage burns it away
 	report *Report
-	now    *Snapshot // the last complete one
-	mhz    int       // ESP32: the crystal
+	now    *Snapshot       // the last complete one
+	clock  []chip.RegWrite // the burn timing
 }
 
 // Burn burns one stage of a checked plan.
@@ -178,6 +178,7 @@ func Burn(ctx context.Context, regs Registers, m chip.Model, cp CheckedPlan, sta
 	if err != nil {
 		return nil, err
 	}
+	c.t = cp.base.t // of the chip's silicon; Verify makes sure that it is that chip
 	b := &burner{controller: c, n: namerOf(c.t), scheme: cp.scheme, stage: cp.stages[stage]}
 	b.later = func(e BlockError) bool { return cp.mends(e, stage+1) }
 	if b.now, err = Read(ctx, regs, m); err != nil {
@@ -196,10 +197,8 @@ func Burn(ctx context.Context, regs Registers, m chip.Model, cp CheckedPlan, sta
 	if err != nil || len(jobs) == 0 {
 		return b.report, err
 	}
-	if m.EFuse.Kind == chip.EFuseESP32 {
-		if b.mhz, err = b.crystal(ctx); err != nil {
-			return b.report, err
-		}
+	if err := b.chooseTiming(ctx); err != nil {
+		return b.report, err
 	}
 	for _, j := range jobs {
 		if err := b.burn(ctx, j); err != nil || b.report.LoaderLost {
@@ -683,48 +682,61 @@ func (b *burner) judge(j *job, before []uint32, rep *BlockBurn) *BurnError {
 
 // timing writes the programming timing (esp-facts B.4) and checks that it is there.
 func (b *burner) timing(ctx context.Context) error {
-	if b.m.EFuse.Kind == chip.EFuseESP32 {
-		t := timingESP32[b.mhz]
-		return b.modify(ctx,
-			change{b.m.EFuse.DACConf, 0xFF, t.dac},
-			change{b.m.EFuse.Clk, 0xFF, t.sel0},
-			change{b.m.EFuse.Clk, 0xFF00, t.sel1 << 8},
-		)
-	}
-	return b.modify(ctx,
-		change{b.m.EFuse.DACConf, 0x1FE00, 0xFF << 9}, // DAC_NUM
-		change{b.m.EFuse.DACConf, 0xFF, 0x28},         // DAC_CLK_DIV
-		change{b.m.EFuse.WrTimConf1, 0xFFFF00, 0x3000 << 8},
-		change{b.m.EFuse.WrTimConf2, 0xFFFF, 0x190},
-	)
-}
-
-// timingESP32 is by crystal in MHz: the ROM runs the APB from the crystal.
-var timingESP32 = map[int]struct{ sel0, sel1, dac uint32 }{
-	26: {250, 255, 52},
-	40: {160, 255, 80},
-}
-
-type change struct{ addr, mask, value uint32 }
-
-// modify changes parts of registers, one write for each.
-func (b *burner) modify(ctx context.Context, changes ...change) error {
-	for _, ch := range changes {
-		v, err := b.stable(ctx, ch.addr)
+	for _, w := range b.clock {
+		v, err := b.stable(ctx, w.Addr)
 		if err != nil {
 			return err
 		}
-		if err := b.writeChecked(ctx, ch.addr, v&^ch.mask|ch.value); err != nil {
+		if err := b.writeChecked(ctx, w.Addr, v&^w.Mask|w.Value); err != nil {
 			return fmt.Errorf("burn timing: %w", err)
 		}
 	}
 	return nil
 }
 
-// crystal gives the ESP32's crystal in MHz: the frequency that the ROM worked out
-// against its 8 MHz oscillator, whose true frequency is in the eFuses (esp-facts
-// A.6). Wrong timing burns badly, so a value that fits neither crystal ends it.
+// chooseTiming finds the timing for the board's crystal, which is measured only
+// where it makes a difference.
+func (b *burner) chooseTiming(ctx context.Context) error {
+	all := b.m.EFuse.Timing
+	if len(all) == 0 {
+		return nil // the reset defaults are right
+	}
+	if !slices.ContainsFunc(all[1:], func(t chip.Timing) bool { return !slices.Equal(t.Writes, all[0].Writes) }) {
+		b.clock = all[0].Writes
+		return nil
+	}
+	mhz, err := b.crystal(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
+		if t.Crystal == mhz {
+			b.clock = t.Writes
+			return nil
+		}
+	}
+	return fmt.Errorf("the crystal has %d MHz, for which the %s has no burn timing: check the board, reset the chip and connect again", mhz, b.m.Title)
+}
+
+// Crystal is implemented by Registers that can tell the frequency of the board's
+// crystal in MHz. Chips whose burn timing depends on it need it; the ESP32 says it
+// by itself.
+type Crystal interface {
+	Crystal(ctx context.Context) (int, error)
+}
+
+// crystal gives the crystal in MHz. On the ESP32 it is the frequency that the ROM
+// worked out against its 8 MHz oscillator, whose true frequency is in the eFuses
+// (esp-facts A.6). Wrong timing burns badly, so a value that fits neither crystal
+// ends it.
 func (b *burner) crystal(ctx context.Context) (int, error) {
+	if b.m.EFuse.Kind != chip.EFuseESP32 {
+		c, ok := b.regs.(Crystal)
+		if !ok {
+			return 0, fmt.Errorf("nothing can tell the crystal of the %s, and its burn timing depends on it", b.m.Title)
+		}
+		return c.Crystal(ctx)
+	}
 	v, err := b.stable(ctx, b.m.ROM.ApproxFreqReg)
 	if err != nil {
 		return 0, fmt.Errorf("crystal estimate: %w", err)

@@ -240,7 +240,11 @@ func (c *controller) errorRegisters(ctx context.Context) ([]ErrorRegister, error
 		for i := range c.m.EFuse.RepeatErrWords {
 			list = append(list, reg{fmt.Sprintf("REPEAT_ERR%d", i), c.m.EFuse.RepeatErr + 4*uint32(i)})
 		}
-		list = append(list, reg{"RS_ERR0", c.m.EFuse.RSErr[0]}, reg{"RS_ERR1", c.m.EFuse.RSErr[1]})
+		for i, addr := range c.m.EFuse.RSErr {
+			if addr != 0 {
+				list = append(list, reg{fmt.Sprintf("RS_ERR%d", i), addr})
+			}
+		}
 	}
 	out := make([]ErrorRegister, 0, len(list))
 	for _, r := range list {

@@ -316,7 +316,8 @@ func (c *checker) want(cs *checkedStage, block, bit int, note string) {
 // what clocks its burns; a burn that changed them would be judged by the new ones.
 var factoryData = []string{
 	"MAC", "MAC_CRC", "CHIP_VER_REV1", "CHIP_VER_REV2", "WAFER_VERSION_MINOR", "WAFER_VERSION_MINOR_LO",
-	"WAFER_VERSION_MINOR_HI", "WAFER_VERSION_MAJOR", "CLK8M_FREQ", "CODING_SCHEME",
+	"WAFER_VERSION_MINOR_HI", "WAFER_VERSION_MAJOR", "WAFER_VERSION_MAJOR_LO", "WAFER_VERSION_MAJOR_HI",
+	"BLK_VERSION_MAJOR", "BLK_VERSION_MINOR", "CLK8M_FREQ", "CODING_SCHEME",
 }
 
 // set checks one assignment.

@@ -97,6 +97,13 @@ func (c *controller) snapshot(ctx context.Context) (*Snapshot, error) {
 			return nil, fmt.Errorf("revision register: %w", err)
 		}
 	}
+	// Some silicon has other fields. A revision that cannot be is Identity's error;
+	// until then the newest table is as good as any.
+	if rev, err := s.revision(); err == nil {
+		if s.t, err = table.ForRevision(c.m.Name, rev); err != nil {
+			return nil, err
+		}
+	}
 	return s, nil
 }
 
@@ -123,7 +130,7 @@ func hold(b table.Block, words []uint32) contents {
 // Chip is the name of the chip's model.
 func (s *Snapshot) Chip() string { return s.m.Name }
 
-// Table is the chip's field table.
+// Table is the field table of the chip's silicon.
 func (s *Snapshot) Table() *table.Table { return s.t }
 
 // value joins the bits of a field outside the key blocks.
@@ -268,8 +275,11 @@ func decodeErrors(m chip.Model, t *table.Table, scheme Scheme, regs []ErrorRegis
 	if zero.Count != 0 {
 		out = append(out, zero)
 	}
-	rs := regs[m.EFuse.RepeatErrWords:]
-	for i, e := range coding.DecodeRSErr(rs[0].Value, rs[1].Value, m.EFuse.RSFailShifted) {
+	var rs [2]uint32 // of a chip with few blocks the second stays 0
+	for i, r := range regs[m.EFuse.RepeatErrWords:] {
+		rs[i] = r.Value
+	}
+	for i, e := range coding.DecodeRSErr(rs[0], rs[1], m.EFuse.RSFailShifted) {
 		if e.Bad() && i < len(blocks) {
 			out = append(out, BlockError{Block: blocks[i].Name, Count: e.Count, Fail: e.Fail})
 		}

@@ -135,6 +135,7 @@ type EFuse struct {
 	NoXTSInLastKey       bool      // KEY5 cannot hold an XTS key (C3, S3, C6, H2)
 	FlashCryptCount      string    // field name of the crypt counter
 	FlashCryptCountFull  uint32    // its value with every bit set
+	FirstByBlockRevision Revision  // S3: silicon with this block revision and minor bits 2:0 zero is v0.0
 	RevisionBit2Register uint32    // ESP32: APB register whose bit 31 is the third revision bit
 }
 

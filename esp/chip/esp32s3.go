@@ -7,7 +7,7 @@ func esp32s3() Model {
 	l := commonRS()
 	l.wrTim1, l.wrTim2 = 0x1F4, 0x1F8
 	e := rsController(0x60007000, l)
-	e.NoXTSInLastKey = true
+	e.NoXTSInLastKey, e.FirstByBlockRevision = true, 101
 	e.Timing = sameTiming(dacTiming(e), 40)
 	rom := newerROM("esp32s3", 40)
 	rom.USBBlock = 0x800
