@@ -1,17 +1,20 @@
 package ota
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/encimg"
 	"github.com/provisiond/provisiond/esp/image"
 	"github.com/provisiond/provisiond/esp/partition"
+	"github.com/provisiond/provisiond/esp/secureboot"
 )
 
 // Image is an application in plaintext, parsed and checked as far as that goes
@@ -20,6 +23,9 @@ type Image struct {
 	parsed *image.Image
 	plain  Bytes
 	sum    [sha256.Size]byte
+
+	signatures secureboot.Report // of a signed image
+	badSign    error             // why its signatures are not good
 }
 
 // maxImage is what the boot code takes at most (esp-facts G.2).
@@ -44,7 +50,11 @@ func ParseImage(b []byte) (*Image, error) {
 	if m.AppDesc == nil {
 		return nil, refuse(ReasonNotAnApp, "the image has no application description: a slot takes an application, and this is a bootloader or very old")
 	}
-	return &Image{parsed: m, plain: b, sum: sha256.Sum256(b)}, nil
+	img := &Image{parsed: m, plain: b, sum: sha256.Sum256(b)}
+	if m.Signed { // whether they must be good is for the unit to say
+		img.signatures, img.badSign = secureboot.Verify(b)
+	}
+	return img, nil
 }
 
 // Plain is the image as it was given.
@@ -110,7 +120,22 @@ func (u *Unit) checkSignature(m *Image) error {
 	if !m.Signed() {
 		return refuse(ReasonUnsigned, "unit %s has Secure Boot (%s) and the image is not signed: it would not boot", u.MAC, u.SecureBootScheme)
 	}
-	return refuse(ReasonSignature, "unit %s has Secure Boot (%s): this build cannot check signatures", u.MAC, u.SecureBootScheme)
+	if m.badSign != nil {
+		return refuse(ReasonSignature, "unit %s has Secure Boot (%s): %w", u.MAC, u.SecureBootScheme, m.badSign)
+	}
+	if err := m.signatures.CheckFor(u.Chip, u.Revision); err != nil {
+		return refuse(ReasonSignature, "unit %s: %w", u.MAC, err)
+	}
+	if got := m.signatures.Scheme; string(got) != u.SecureBootScheme {
+		return refuse(ReasonSignature, "unit %s verifies %s and the image is signed with %s: sign it with a key of the unit", u.MAC, u.SecureBootScheme, got)
+	}
+	for _, s := range m.signatures.Signatures {
+		burned := s.Key.Digest().Burned(u.Chip.SecureBoot) // on the ESP32-C2 a part of it
+		if slices.ContainsFunc(u.SecureBootDigests, func(d [32]byte) bool { return bytes.HasPrefix(d[:], burned) }) {
+			return nil
+		}
+	}
+	return refuse(ReasonSignature, "unit %s trusts none of the keys that signed the image: sign it with a key whose digest its record has", u.MAC)
 }
 
 // Update is an image that a unit may get in one slot.

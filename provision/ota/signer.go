@@ -9,10 +9,13 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
+
+	"github.com/provisiond/provisiond/esp/secureboot"
 )
 
 // Signer signs manifests with one ECDSA key on P-256. NewSigner makes one of any
-// crypto.Signer; keystore/vault has one whose key stays in Vault.
+// crypto.Signer, so also of a key that stays in Vault (vault.KeySigner) or in a
+// token.
 type Signer interface {
 	Public() *ecdsa.PublicKey
 	// SignDigest gives the ASN.1 DER signature of a SHA-256.
@@ -59,6 +62,9 @@ func (s cryptoSigner) SignDigest(ctx context.Context, digest [sha256.Size]byte) 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if c, ok := s.signer.(secureboot.ContextSigner); ok { // somebody else is asked, as Vault is
+		return c.SignContext(ctx, digest[:], crypto.SHA256)
+	}
 	return s.signer.Sign(rand.Reader, digest[:], crypto.SHA256)
 }
 
@@ -71,43 +77,23 @@ func (s cryptoSigner) String() string {
 // GoString is String.
 func (s cryptoSigner) GoString() string { return s.String() }
 
-// ParseSigner reads a private key in PEM: "EC PRIVATE KEY" or PKCS #8. It wipes
-// text. Errors do not echo it.
+// ParseSigner reads a private key in PEM and wipes text. Errors do not echo it.
 func ParseSigner(text []byte) (Signer, error) {
 	defer clear(text)
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, refuse(ReasonManifestKey, "the manifest key is no PEM file: make one with `provisiond ota key`")
+	s, err := secureboot.ParseSigner(text)
+	if err != nil {
+		return nil, refuse(ReasonManifestKey, "the manifest key: %w", err)
 	}
-	defer clear(block.Bytes)
-	var key any
-	var err error
-	switch block.Type {
-	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(block.Bytes)
-	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	default:
-		return nil, refuse(ReasonManifestKey, "the manifest key is a PEM file with %q and not with a private key that is not encrypted", block.Type)
-	}
-	private, ok := key.(*ecdsa.PrivateKey)
-	if err != nil || !ok {
-		return nil, refuse(ReasonManifestKey, "the manifest key is no ECDSA private key: make one with `provisiond ota key`")
-	}
-	return NewSigner(private)
+	return NewSigner(s)
 }
 
 // ParsePublicKey reads a public key in PEM ("PUBLIC KEY").
 func ParsePublicKey(text []byte) (*ecdsa.PublicKey, error) {
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "PUBLIC KEY" {
-		return nil, refuse(ReasonManifestKey, "this is no PEM file with a public key")
-	}
-	key, err := x509.ParsePKIXPublicKey(block.Bytes)
+	key, err := secureboot.ParsePublicKey(text)
 	if err != nil {
-		return nil, refuse(ReasonManifestKey, "the public key does not parse: %w", err)
+		return nil, refuse(ReasonManifestKey, "the manifest's public key: %w", err)
 	}
-	public, _ := key.(*ecdsa.PublicKey)
+	public, _ := key.Public().(*ecdsa.PublicKey)
 	return public, checkPublic(public)
 }
 

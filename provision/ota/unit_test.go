@@ -3,6 +3,11 @@ package ota_test
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"errors"
 	"path/filepath"
@@ -14,6 +19,7 @@ import (
 	"github.com/provisiond/provisiond/esp/encimg"
 	"github.com/provisiond/provisiond/esp/image"
 	"github.com/provisiond/provisiond/esp/partition"
+	"github.com/provisiond/provisiond/esp/secureboot"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/keystoretest"
 	"github.com/provisiond/provisiond/keystore/local"
@@ -360,7 +366,7 @@ func TestRefusals(t *testing.T) {
 		"factory":         {app, c3, "factory", ota.Known{}, ota.ReasonSlot, "factory"},
 		"rollback":        {app, c3, "ota_1", ota.Known{SecureVersion: 1}, ota.ReasonSecureVersion, "secure_version 0"},
 		"unsigned":        {app, signed, "ota_1", ota.Known{}, ota.ReasonUnsigned, "rsa3072"},
-		"other signature": {change(func(s *appSpec) { s.signature = append([]byte{0xE7}, make([]byte, 4095)...) }), signed, "ota_1", ota.Known{}, ota.ReasonSignature, "rsa3072"},
+		"other signature": {change(func(s *appSpec) { s.signature = append([]byte{0xE7}, make([]byte, 4095)...) }), signed, "ota_1", ota.Known{}, ota.ReasonSignature, "signature block 0"},
 	} {
 		img, err := ota.ParseImage(bytes.Clone(c.file))
 		if err == nil {
@@ -387,4 +393,74 @@ func must[T any](v T, err error) T {
 		panic(err)
 	}
 	return v
+}
+
+// TestSecureBoot: a unit takes only what one of its keys has signed.
+func TestSecureBoot(t *testing.T) {
+	signer := func() crypto.Signer {
+		key, err := rsa.GenerateKey(rand.Reader, 3072)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	mine, second, other := signer(), signer(), signer()
+	digest := func(s crypto.Signer) [32]byte {
+		d, err := secureboot.Digest(s.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	app := testApp(t, appSpec{chip: chip.IDESP32C3, version: "1"})
+	sign := func(signers ...crypto.Signer) []byte {
+		b, err := secureboot.Sign(t.Context(), app, secureboot.Options{}, signers...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	ecdsaKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := testRecord(t, keystoretest.Simulated(1))
+	r.SecureBootScheme, r.SecureBootDigests = "rsa3072", [][32]byte{digest(mine), digest(second)}
+	u := testUnit(t, r)
+	old := *u
+	old.Revision = 2
+	flipped := sign(mine)
+	flipped[len(flipped)-4096+900] ^= 1
+	for name, c := range map[string]struct {
+		file []byte
+		unit *ota.Unit
+		want ota.Reason
+		word string
+	}{
+		"mine":              {sign(mine), u, "", ""},
+		"the second key":    {sign(second), u, "", ""},
+		"among others":      {sign(other, second), u, "", ""},
+		"unsigned":          {app, u, ota.ReasonUnsigned, "not signed"},
+		"another key":       {sign(other), u, ota.ReasonSignature, "none of the keys"},
+		"changed":           {flipped, u, ota.ReasonSignature, "signature block 0"},
+		"another scheme":    {sign(ecdsaKey), u, ota.ReasonSignature, "ecdsa256"},
+		"too old a chip":    {sign(mine), &old, ota.ReasonSignature, "v0.2"},
+		"signed, unit open": {flipped, testUnit(t, testRecord(t, keystoretest.Simulated(2))), "", ""},
+	} {
+		img, err := ota.ParseImage(bytes.Clone(c.file))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		up, err := ota.Prepare(c.unit, img, "ota_0", ota.Known{})
+		if c.want != "" {
+			wantReason(t, name, err, c.want)
+			if err == nil || !strings.Contains(err.Error(), c.word) {
+				t.Errorf("%s: %v, want a word about %s", name, err, c.word)
+			}
+			continue
+		}
+		if err != nil || up.Ciphertext.Size() != int64(len(c.file)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
