@@ -21,15 +21,16 @@ type vaultInitFlags struct {
 
 	CustodianCidr []string `help:"With --vault: an AppRole for the custodian of the escrow, bound to these addresses." placeholder:"CIDR"`
 	JournalKeys   bool     `help:"With --vault: a signing key per station in the transit engine, for journals with --signing-key vault-transit:…."`
+	ManifestKey   bool     `help:"With --vault: a key in the transit engine with which the OTA server signs manifests, for --manifest-key vault-transit:…."`
 }
 
 func (f vaultInitFlags) used() bool {
-	return f.Vault != "" || f.JournalKeys || len(f.Station)+len(f.OTACidr)+len(f.AuditorCidr)+len(f.CustodianCidr) > 0
+	return f.Vault != "" || f.JournalKeys || f.ManifestKey || len(f.Station)+len(f.OTACidr)+len(f.AuditorCidr)+len(f.CustodianCidr) > 0
 }
 
 func (f vaultInitFlags) run(a *app, testStore, asJSON bool) error {
 	if f.Vault == "" {
-		return usage("--station, --ota-cidr, --auditor-cidr, --custodian-cidr and --journal-keys are for --vault FILE.yaml")
+		return usage("--station, --ota-cidr, --auditor-cidr, --custodian-cidr, --journal-keys and --manifest-key are for --vault FILE.yaml")
 	}
 	o := vault.SetupOptions{TestStore: testStore}
 	for _, s := range f.Station {
@@ -48,7 +49,7 @@ func (f vaultInitFlags) run(a *app, testStore, asJSON bool) error {
 	if len(f.CustodianCidr) > 0 {
 		o.Custodian = &vault.AppRoleOptions{CIDRs: f.CustodianCidr}
 	}
-	o.JournalKeys = f.JournalKeys
+	o.JournalKeys, o.ManifestKey = f.JournalKeys, f.ManifestKey
 	if o.JournalKeys && len(o.Stations) == 0 {
 		return usage("--journal-keys are those of stations: name them with --station")
 	}

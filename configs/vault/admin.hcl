@@ -21,6 +21,15 @@ path "transit/keys/{{mount_name}}-station-*" {
   capabilities = ["create", "update", "read"]
 }
 
+# The same for the key with which the OTA backend signs manifests.
+path "transit/keys/{{mount_name}}-ota-manifest" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "transit/keys/{{mount_name}}-ota-manifest/rotate" {
+  capabilities = ["create", "update"]
+}
+
 path "{{mount}}/config" {
   capabilities = ["create", "update", "read"]
 }

@@ -1,5 +1,6 @@
 # provisiond: the OTA backend. It reads values, the keys of all units among them,
-# and does nothing else: it cannot write and cannot list.
+# and signs manifests with one key, if there is that key. It does nothing else: it
+# cannot write and cannot list.
 
 path "{{mount}}/data/units/+/+/+" {
   capabilities = ["read"]
@@ -15,6 +16,15 @@ path "{{mount}}/data/units/+/+/+/state/+" {
 
 path "{{mount}}/data/store" {
   capabilities = ["read"]
+}
+
+# The newest version or another one; the private half stays in Vault.
+path "transit/keys/{{mount_name}}-ota-manifest" {
+  capabilities = ["read"]
+}
+
+path "transit/sign/{{mount_name}}-ota-manifest" {
+  capabilities = ["update"]
 }
 
 path "auth/token/lookup-self" {

@@ -47,6 +47,9 @@ type SetupOptions struct {
 	// JournalKeys makes a key per station in the transit engine, which signs the
 	// checkpoints of its journal.
 	JournalKeys bool
+	// ManifestKey makes the key in the transit engine with which the OTA backend
+	// signs its manifests.
+	ManifestKey bool
 }
 
 // AppRoleOptions bind an AppRole.

@@ -98,10 +98,11 @@ func TestPolicies(t *testing.T) {
 	}
 	defer func() { _ = admin.Close() }()
 	keys, err := admin.Setup(t.Context(), SetupOptions{
-		TestStore: true, JournalKeys: true,
+		TestStore: true, JournalKeys: true, ManifestKey: true,
 		Stations: []AppRoleOptions{{Name: stationName, CIDRs: loopback}, {Name: "line2", CIDRs: loopback}},
 	})
-	if err != nil || !slices.Contains(keys.Changes, "made signing key transit/keys/kv-station-line2") {
+	if err != nil || !slices.Contains(keys.Changes, "made signing key transit/keys/kv-station-line2") ||
+		!slices.Contains(keys.Changes, "made signing key transit/keys/kv-ota-manifest") {
 		t.Fatalf("%+v, %v", keys, err)
 	}
 	sealedOf := map[string]string{}
@@ -199,6 +200,13 @@ func TestPolicies(t *testing.T) {
 		{"sign with another station's key", "PUT", "transit/sign/kv-station-line2", map[string]any{"input": "eA=="}, none},
 		{"the own public key", "GET", "transit/keys/kv-station-line1", nil, only(RoleStation, RoleAdmin)},
 		{"another station's public key", "GET", "transit/keys/kv-station-line2", nil, only(RoleAdmin)},
+		{"sign a manifest", "PUT", "transit/sign/kv-ota-manifest", map[string]any{"input": "eA=="}, only(RoleOTA)},
+		{"sign a manifest with a hash of its own", "PUT", "transit/sign/kv-ota-manifest/sha2-256", map[string]any{"input": "eA=="}, none},
+		{"the public key of manifests", "GET", "transit/keys/kv-ota-manifest", nil, only(RoleOTA, RoleAdmin)},
+		{"make the key of manifests", "PUT", "transit/keys/kv-ota-manifest", map[string]any{"type": "ecdsa-p256"}, only(RoleAdmin)},
+		{"rotate the key of manifests", "PUT", "transit/keys/kv-ota-manifest/rotate", nil, only(RoleAdmin)},
+		{"delete the key of manifests", "DELETE", "transit/keys/kv-ota-manifest", nil, none},
+		{"export the key of manifests", "GET", "transit/export/signing-key/kv-ota-manifest", nil, none},
 		{"make a signing key", "PUT", "transit/keys/kv-station-NEW", map[string]any{"type": "ed25519"}, only(RoleAdmin)},
 		{"make a signing key of another name", "PUT", "transit/keys/NEW", map[string]any{"type": "ed25519"}, none},
 		{"rotate a signing key", "PUT", "transit/keys/kv-station-line1/rotate", nil, only(RoleAdmin)},

@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -158,9 +160,25 @@ func parseSignature(body []byte, version int) ([]byte, error) {
 	return sig, nil
 }
 
-// setupTransit makes the transit engine and a signing key per station, if asked.
+// ManifestKey is the name of the key with which the OTA backend of a mount signs
+// its manifests; its role may use it.
+func ManifestKey(mount string) string {
+	return PolicyName(RoleOTA, PolicyParams{Mount: mount}) + "-manifest"
+}
+
+// setupTransit makes the transit engine, a signing key per station and the key
+// of manifests, if asked.
 func (a *Admin) setupTransit(ctx context.Context, o SetupOptions, rep *SetupReport) error {
-	if !o.JournalKeys {
+	keys := map[string]string{} // name and type
+	if o.JournalKeys {
+		for _, st := range o.Stations {
+			keys[TransitKey(a.c.cfg.Mount, st.Name)] = "ed25519"
+		}
+	}
+	if o.ManifestKey {
+		keys[ManifestKey(a.c.cfg.Mount)] = "ecdsa-p256"
+	}
+	if len(keys) == 0 {
 		return nil
 	}
 	end, err := a.end(ctx)
@@ -179,8 +197,8 @@ func (a *Admin) setupTransit(ctx context.Context, o SetupOptions, rep *SetupRepo
 	} else if m.Type != "transit" {
 		return fmt.Errorf("at %s there is %s already", TransitMount, m.Type)
 	}
-	for _, st := range o.Stations {
-		path := TransitMount + "/keys/" + TransitKey(a.c.cfg.Mount, st.Name)
+	for _, name := range slices.Sorted(maps.Keys(keys)) {
+		path := TransitMount + "/keys/" + name
 		p := a.c.patience(ctx)
 		for {
 			secret, err := end.Logical().ReadWithContext(ctx, path)
@@ -188,7 +206,7 @@ func (a *Admin) setupTransit(ctx context.Context, o SetupOptions, rep *SetupRepo
 				break
 			}
 			if err == nil {
-				if _, err = end.Logical().WriteWithContext(ctx, path, map[string]any{"type": "ed25519", "exportable": false}); err == nil {
+				if _, err = end.Logical().WriteWithContext(ctx, path, map[string]any{"type": keys[name], "exportable": false}); err == nil {
 					rep.Changes = append(rep.Changes, "made signing key "+path)
 					break
 				}
