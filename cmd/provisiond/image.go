@@ -23,6 +23,8 @@ type imageCmd struct {
 	Encrypt imageEncryptCmd `cmd:"" help:"Encrypt a file for one key and one flash address."`
 	Decrypt imageDecryptCmd `cmd:"" help:"Decrypt a file that was read from one flash address."`
 	Info    imageInfoCmd    `cmd:"" help:"Describe an image, a partition table or OTA data."`
+	Sign    imageSignCmd    `cmd:"" help:"Sign an image for Secure Boot V2."`
+	Verify  imageVerifyCmd  `cmd:"" help:"Check the Secure Boot V2 signatures of an image."`
 }
 
 // cryptFlags are what both directions need.
@@ -274,5 +276,8 @@ func appInfo(b []byte, info map[string]any, w io.Writer) error {
 		_, _ = fmt.Fprintf(w, "  segment %d  load 0x%08x  %d bytes\n", i, s.LoadAddr, len(s.Data))
 	}
 	info["segments"] = segs
+	if m.Signed {
+		signatureInfo(b, info, w)
+	}
 	return nil
 }

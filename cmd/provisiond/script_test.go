@@ -2,8 +2,16 @@ package main
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +21,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/secureboot"
 	"github.com/provisiond/provisiond/internal/sample"
 )
 
@@ -29,12 +38,13 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"code":   cmdCode,
-			"sample": cmdSample,
-			"hex":    cmdHex,
-			"cmphex": cmdCmpHex,
-			"flip":   cmdFlip,
-			"same":   cmdSame,
+			"code":    cmdCode,
+			"sample":  cmdSample,
+			"hex":     cmdHex,
+			"cmphex":  cmdCmpHex,
+			"flip":    cmdFlip,
+			"same":    cmdSame,
+			"keypair": cmdKeyPair,
 		},
 	})
 }
@@ -130,4 +140,43 @@ func cmdSame(ts *testscript.TestScript, neg bool, args []string) {
 	if bytes.Equal(a, b) == neg {
 		ts.Fatalf("%s and %s: equal is %v", args[0], args[1], !neg)
 	}
+}
+
+// cmdKeyPair makes a signing key, NAME.pem and NAME.pub: keypair NAME SCHEME.
+func cmdKeyPair(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: keypair NAME SCHEME")
+	}
+	private, public, err := newKeyPair(args[1])
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pem"), private, 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pub"), public, 0o666))
+}
+
+// newKeyPair makes a signing key in PEM: rsa3072, ecdsa256 or ecdsa384.
+func newKeyPair(scheme string) (private, public []byte, err error) {
+	var key crypto.Signer
+	switch scheme {
+	case "rsa3072":
+		key, err = rsa.GenerateKey(rand.Reader, 3072)
+	case "ecdsa256":
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case "ecdsa384":
+		key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	default:
+		err = fmt.Errorf("there is no scheme %q", scheme)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	pub, err := secureboot.NewPublicKey(key.Public())
+	if err != nil {
+		return nil, nil, err
+	}
+	public, err = pub.PEM()
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), public, err
 }

@@ -422,6 +422,13 @@ func TestSignAppend(t *testing.T) {
 	if err != nil || len(r.Signatures) != 2 {
 		t.Fatalf("%d signatures, %v", len(r.Signatures), err)
 	}
+	c3, err := chip.ByName("esp32c3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := secureboot.Sign(ctx, one, secureboot.Options{Append: true, Chip: &c3, Revision: 3}, b); err != nil {
+		t.Errorf("for a chip that takes it: %v", err)
+	}
 	// The vendor's, with one of ours.
 	if r, err := secureboot.Sign(ctx, read(t, "image-rsa3072-two.bin"), secureboot.Options{Append: true}, a); err != nil {
 		t.Error(err)
@@ -483,8 +490,9 @@ func TestSignRefusals(t *testing.T) {
 		{name: "append another scheme", file: signed, opts: secureboot.Options{Append: true}, signers: []crypto.Signer{k["ecdsa256"]}, is: secureboot.ErrScheme, want: "one scheme"},
 		{name: "RSA-2048", file: plain, signers: []crypto.Signer{k["rsa2048"]}, want: "2048 bits"},
 		{name: "P-521", file: plain, signers: []crypto.Signer{k["ecdsa521"]}, want: "P-256"},
-		{name: "scheme of another chip", file: plain, opts: secureboot.Options{Chip: &c3}, signers: []crypto.Signer{k["ecdsa256"]}, is: secureboot.ErrScheme, want: "ESP32-C3 does not verify ecdsa256: sign with a key of rsa3072"},
-		{name: "another chip", file: plain, opts: secureboot.Options{Chip: &esp}, signers: []crypto.Signer{k["rsa3072"]}, is: image.ErrWrongChip},
+		{name: "scheme of another chip", file: plain, opts: secureboot.Options{Chip: &c3, Revision: image.RevisionUnknown}, signers: []crypto.Signer{k["ecdsa256"]}, is: secureboot.ErrScheme, want: "ESP32-C3 does not verify ecdsa256: sign with a key of rsa3072"},
+		{name: "another chip", file: plain, opts: secureboot.Options{Chip: &esp, Revision: image.RevisionUnknown}, signers: []crypto.Signer{k["rsa3072"]}, is: image.ErrWrongChip},
+		{name: "old silicon", file: plain, opts: secureboot.Options{Chip: &c3, Revision: 2}, signers: []crypto.Signer{k["rsa3072"]}, is: secureboot.ErrScheme, want: "came with v0.3"},
 		{name: "no image", file: []byte("text"), signers: []crypto.Signer{k["rsa3072"]}, want: "magic"},
 		{name: "canceled", ctx: canceled, file: plain, signers: []crypto.Signer{k["rsa3072"]}, is: context.Canceled},
 		{name: "a salt of its own", file: plain, signers: []crypto.Signer{autoSalt{k["rsa3072"]}}, want: "salt of 32"},

@@ -22,8 +22,8 @@ type Options struct {
 	// Chip, when given, refuses what its boot code does not verify, and images of
 	// another chip.
 	Chip *chip.Model
-	// Revision is the oldest silicon that is to verify it. 0: the oldest that
-	// has Secure Boot V2.
+	// Revision of the silicon that is to verify it; image.RevisionUnknown stands for
+	// the newest.
 	Revision chip.Revision
 }
 
@@ -55,11 +55,10 @@ func Sign(ctx context.Context, file []byte, opts Options, signers ...crypto.Sign
 	}
 	scheme := keys[0].Scheme()
 	if opts.Chip != nil {
-		rev := max(opts.Revision, opts.Chip.SecureBoot.MinimumRevision)
-		if err := m.CheckFor(*opts.Chip, image.RevisionUnknown); err != nil {
+		if err := m.CheckFor(*opts.Chip, opts.Revision); err != nil {
 			return nil, err
 		}
-		if err := checkChip(*opts.Chip, rev, scheme, len(keys)); err != nil {
+		if err := checkChip(*opts.Chip, opts.Revision, scheme, len(keys)); err != nil {
 			return nil, err
 		}
 	}
