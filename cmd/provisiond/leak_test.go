@@ -22,8 +22,10 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/sample"
+	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/local"
 	"github.com/provisiond/provisiond/provision"
 )
@@ -609,8 +611,8 @@ func (l *leaks) files(dir string) {
 }
 
 // take gets the true keys out of a keystore, with the identity.
-func (l *leaks) take(keystore string) {
-	s, err := local.Open(keystore, local.Options{IdentityFile: keystore + ".identity"})
+func (l *leaks) take(path string) {
+	s, err := local.Open(path, local.Options{IdentityFile: path + ".identity"})
 	if err != nil {
 		l.t.Error(err)
 		return
@@ -636,14 +638,40 @@ func (l *leaks) take(keystore string) {
 				l.mu.Lock()
 				defer l.mu.Unlock()
 				l.count++
-				l.keys.add(fmt.Sprintf("%s of %s", mac, filepath.Base(filepath.Dir(filepath.Dir(keystore)))), key)
+				l.keys.add(fmt.Sprintf("%s of %s", mac, filepath.Base(filepath.Dir(filepath.Dir(path)))), key)
 				return nil
 			})
+			if err == nil {
+				err = l.derived(rec.Key, mac)
+			}
 			if err != nil {
 				l.t.Error(err)
 			}
 		}
 	}
+}
+
+// derived takes what follows from a unit's key: its OTA token and its HMAC key.
+func (l *leaks) derived(k keystore.Key, mac chip.MAC) error {
+	token, err := k.DeriveOTAToken(mac)
+	if err != nil {
+		return err
+	}
+	hmac, err := k.DeriveHMACKey(mac)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return errors.Join(
+		token.UseText(func(text []byte) error {
+			raw, err := base64.RawURLEncoding.DecodeString(string(text))
+			l.keys.add(fmt.Sprintf("OTA token of %s", mac), raw)
+			l.keys.add(fmt.Sprintf("text of the OTA token of %s", mac), text[:40]) // whole words
+			return err
+		}),
+		hmac.Use(func(key []byte) error { l.keys.add(fmt.Sprintf("HMAC key of %s", mac), key); return nil }),
+	)
 }
 
 // child runs a process in dir, with its temporary files there too.
@@ -725,7 +753,13 @@ func (l *leaks) readable(chipName string) {
 		l.t.Error(err)
 		return
 	}
-	recipe, err := sample.Write(site, sample.Product{Chip: m, Profile: "development", Baud: 921600})
+	product := sample.Product{Chip: m, Profile: "development", Baud: 921600, UnitTemplate: `{"mac": {{json .MAC}}, "token": {{json .OTAToken}}}`}
+	if t, err := table.For(chipName); err == nil {
+		if _, has := t.Purpose("HMAC_UP"); has {
+			product.More = "encimg_ecies: true\n"
+		}
+	}
+	recipe, err := sample.Write(site, product)
 	if err != nil {
 		l.t.Error(err)
 		return

@@ -36,7 +36,14 @@ type Product struct {
 	// AppSpace is the size of each of the three app partitions; 0: 256 KiB.
 	AppSpace uint32
 	Baud     int // while flashing; 0: the recipe's default
+	// UnitTemplate is the template of unit_data; the table then has an encrypted
+	// partition for it.
+	UnitTemplate string
+	More         string // lines to add to the recipe
 }
+
+// UnitPartition is the label of the partition for a unit's own data.
+const UnitPartition = "unit"
 
 // memory is where a chip's images load to: internal RAM for the bootloader,
 // mapped flash and RAM for an application (ESP-IDF soc/<chip>/memory layouts).
@@ -56,8 +63,8 @@ const maxInRAM = 192 << 10
 // Table is the sample's partition table, for 4 MB of flash.
 func Table() *partition.Table { return table(0x40000) }
 
-func table(space uint32) *partition.Table {
-	return partition.New(
+func table(space uint32, more ...partition.Entry) *partition.Table {
+	return partition.New(append([]partition.Entry{
 		partition.Entry{Type: partition.TypeData, Subtype: partition.DataNVS, Offset: 0x9000, Size: 0x4000, Label: "nvs"},
 		partition.Entry{Type: partition.TypeData, Subtype: partition.DataOTA, Offset: OTADataOffset, Size: 0x2000, Label: "otadata"},
 		partition.Entry{Type: partition.TypeData, Subtype: partition.DataPHY, Offset: 0xF000, Size: 0x1000, Label: "phy_init"},
@@ -65,7 +72,7 @@ func table(space uint32) *partition.Table {
 		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppOTA0, Offset: FactoryOffset + space, Size: space, Label: "ota_0"},
 		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppOTA0 + 1, Offset: FactoryOffset + 2*space, Size: space, Label: "ota_1"},
 		partition.Entry{Type: partition.TypeData, Subtype: partition.DataNVSKeys, Offset: FactoryOffset + 3*space, Size: 0x1000, Label: "nvs_keys", Flags: partition.FlagEncrypted},
-	)
+	}, more...)...)
 }
 
 // Files gives the product's files by their flash offset.
@@ -98,7 +105,15 @@ func Files(p Product) (map[uint32][]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sample application: %w", err)
 	}
-	table, err := table(cmp.Or(p.AppSpace, 0x40000)).MarshalBinary()
+	space := cmp.Or(p.AppSpace, 0x40000)
+	var unit []partition.Entry
+	if p.UnitTemplate != "" {
+		unit = []partition.Entry{{
+			Type: partition.TypeData, Subtype: partition.DataUndefined, Offset: FactoryOffset + 3*space + 0x1000, Size: 0x1000,
+			Label: UnitPartition, Flags: partition.FlagEncrypted,
+		}}
+	}
+	table, err := table(space, unit...).MarshalBinary()
 	if err != nil {
 		return nil, err
 	}
@@ -125,6 +140,9 @@ func Write(dir string, p Product) (string, error) {
 		return "", err
 	}
 	build := filepath.Join(dir, "build-"+p.Chip.Name)
+	if p.UnitTemplate != "" {
+		build += "-unit"
+	}
 	if err := os.MkdirAll(build, 0o755); err != nil { //nolint:gosec // firmware is no secret
 		return "", err
 	}
@@ -159,6 +177,13 @@ func Write(dir string, p Product) (string, error) {
 		text += fmt.Sprintf("baud: %d\n", p.Baud)
 	}
 	text += fmt.Sprintf("boot_check: {expect: %q, timeout: 10s}\n", AppText)
+	if p.UnitTemplate != "" {
+		text += fmt.Sprintf("unit_data: {partition: %s, template: %s.tmpl}\n", UnitPartition, name)
+		if err := os.WriteFile(filepath.Join(dir, name+".tmpl"), []byte(p.UnitTemplate), 0o644); err != nil { //nolint:gosec // a template is no secret
+			return "", err
+		}
+	}
+	text += p.More
 	path := filepath.Join(dir, name+".yaml")
 	return path, os.WriteFile(path, []byte(text), 0o644) //nolint:gosec // a recipe is no secret
 }

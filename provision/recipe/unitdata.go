@@ -197,9 +197,9 @@ func (w *templateWalk) node(n tmpl.Node) {
 	switch n := n.(type) {
 	case *tmpl.TextNode, *tmpl.CommentNode:
 	case *tmpl.ActionNode:
-		w.pipe(n.Pipe, false)
+		w.pipe(n.Pipe, false, true)
 	case *tmpl.IfNode:
-		w.pipe(n.Pipe, true)
+		w.pipe(n.Pipe, true, true)
 		w.list(n.List)
 		w.list(n.ElseList)
 	default:
@@ -207,7 +207,8 @@ func (w *templateWalk) node(n tmpl.Node) {
 	}
 }
 
-func (w *templateWalk) pipe(p *tmpl.PipeNode, guard bool) {
+// pipe looks through a pipeline. Only what an outer one gives is printed as it is.
+func (w *templateWalk) pipe(p *tmpl.PipeNode, guard, outer bool) {
 	if len(p.Decl) > 0 {
 		w.add(p.Position(), "has a variable", "write the field itself")
 	}
@@ -226,7 +227,7 @@ func (w *templateWalk) pipe(p *tmpl.PipeNode, guard bool) {
 			alone := len(p.Cmds) == 1 && len(c.Args) == 1
 			quoted := len(p.Cmds) == 1 && k == 1 && len(c.Args) == 2 && c.Args[0].String() == "json" ||
 				len(p.Cmds) == 2 && i == 0 && len(c.Args) == 1 && p.Cmds[1].String() == "json"
-			if !alone && !quoted {
+			if !outer || !alone && !quoted {
 				w.add(a.Position(), "something is made of .OTAToken", "write it as it is, or with json")
 			}
 		}
@@ -237,7 +238,7 @@ func (w *templateWalk) arg(a tmpl.Node, guard bool) {
 	switch a := a.(type) {
 	case *tmpl.StringNode, *tmpl.NumberNode, *tmpl.BoolNode:
 	case *tmpl.PipeNode:
-		w.pipe(a, guard)
+		w.pipe(a, guard, false)
 	case *tmpl.FieldNode:
 		if len(a.Ident) != 1 || !slices.Contains(unitFieldNames, a.Ident[0]) {
 			w.add(a.Position(), fmt.Sprintf("unknown field %s", a), templateFix)
