@@ -276,13 +276,16 @@ func harmless(s string) string {
 }
 
 // writeNew writes a file that must not be there yet: reports are evidence.
-func writeNew(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644) //nolint:gosec // a report is to be handed on
+func writeNew(path string, b []byte) error { return writeNewAs("--out", path, b, 0o644) } // a report is to be handed on
+
+// writeNewAs is writeNew for the file of any flag.
+func writeNewAs(flag, path string, b []byte, mode fs.FileMode) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
 	if errors.Is(err, fs.ErrExist) {
-		return usage("--out: %s is there already, and nothing is overwritten", path)
+		return usage("%s: %s is there already, and nothing is overwritten", flag, path)
 	}
 	if err != nil {
-		return usage("--out: %w", err)
+		return usage("%s: %w", flag, err)
 	}
 	_, err = f.Write(b)
 	return errors.Join(err, f.Sync(), f.Close())

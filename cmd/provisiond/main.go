@@ -37,6 +37,7 @@ type cli struct {
 	Inspect   inspectCmd   `cmd:"" help:"Show chip, revision, MAC, flash, eFuses and security state."`
 	Sim       simCmd       `cmd:"" help:"Run a simulated chip that any ESP tool can talk to."`
 	Image     imageCmd     `cmd:"" help:"Encrypt, decrypt, sign, verify and describe image files; needs no device."`
+	OTA       otaCmd       `cmd:"" name:"ota" help:"Updates for encrypted boards."`
 	Journal   journalCmd   `cmd:"" help:"Make, show and verify a journal."`
 	Keystore  keystoreCmd  `cmd:"" help:"Make and describe a local keystore."`
 	Audit     auditCmd     `cmd:"" help:"Certificates, lot reports and reconciliation, for quality assurance."`
