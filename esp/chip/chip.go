@@ -256,7 +256,7 @@ type Model struct {
 	usbWatchdogs  []RegWrite // written after connecting over USB-JTAG-Serial
 	watchdogReset []RegWrite // reset the chip by its watchdog
 	beforeRun     []RegWrite // before a reset into the application
-	flashPower    flashPower
+	flashPower    []PowerCase
 }
 
 // At is the model as silicon of a revision has it: what an early revision lacks is

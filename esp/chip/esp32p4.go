@@ -28,6 +28,22 @@ func esp32p4() Model {
 		date     = 0x501153FC // PMU_DATE, whose low bits force the flash's supply
 		forceOn  = 3
 	)
+	// revision is the word of BLOCK1 that holds the silicon's revision: minor in 3:0,
+	// major in 5:4 and 23 (B.8). DOWNLOAD_MODE_XPD_ON is bit 16 of BLOCK0's word 2.
+	revision := func(v uint32) RegMatch { return RegMatch{Addr: e.Base + 0x4C, Mask: 1<<23 | 0x3F, Value: v} }
+	powerOn := []RegWrite{
+		set(padGroup, 1),
+		{Addr: ldoAna, Value: 1 << 27, Mask: 1 << 27, Before: 10 * time.Millisecond},
+		{Addr: ldo, Value: 1 << 7, Mask: 1 << 7},
+		{Addr: date, Value: forceOn, Mask: forceOn},
+		{Addr: ldoAna, Value: 0, Mask: 1 << 27, Before: 50 * time.Microsecond},
+		{Addr: ldo, Value: 0, Mask: 0xFF << 23},
+		{Addr: ldo, Value: 0, Mask: 1 << 7},
+		{Addr: date, Before: 1800 * time.Microsecond}, // an empty mask: only the pause
+	}
+	// Where the ROM has switched it on by itself, on a reset it would do so again,
+	// which hangs (ROM-816): let go first.
+	released := []RegWrite{{Addr: date, Value: 0, Mask: forceOn}}
 	return Model{
 		Name: "esp32p4", Title: "ESP32-P4", ID: IDESP32P4,
 		BootloaderOffset: 0x2000, EncryptedAlign: 16, MaxFlash: flash128M, MaxFlashSDM: flash16M,
@@ -41,20 +57,10 @@ func esp32p4() Model {
 		Older:         []Older{{Below: 300, Lacks: []string{"XTS_DPA_PSEUDO_LEVEL", "SECURE_BOOT_SHA384_EN"}}},
 		usbWatchdogs:  wdt.stop(),
 		watchdogReset: wdt.reset(),
-		flashPower: flashPower{
-			revisions: []Revision{301, 302},
-			on: []RegWrite{
-				set(padGroup, 1),
-				{Addr: ldoAna, Value: 1 << 27, Mask: 1 << 27, Before: 10 * time.Millisecond},
-				{Addr: ldo, Value: 1 << 7, Mask: 1 << 7},
-				{Addr: date, Value: forceOn, Mask: forceOn},
-				{Addr: ldoAna, Value: 0, Mask: 1 << 27, Before: 50 * time.Microsecond},
-				{Addr: ldo, Value: 0, Mask: 0xFF << 23},
-				{Addr: ldo, Value: 0, Mask: 1 << 7},
-				{Addr: date, Before: 1800 * time.Microsecond}, // an empty mask: only the pause
-			},
-			byROM: "DOWNLOAD_MODE_XPD_ON", byROMSince: 302,
-			release: []RegWrite{{Addr: date, Value: 0, Mask: forceOn}},
+		flashPower: []PowerCase{
+			{When: []RegMatch{revision(0x32), {Addr: e.Base + 0x34, Mask: 1 << 16, Value: 1 << 16}}, Writes: released},
+			{When: []RegMatch{revision(0x31)}, Writes: powerOn},
+			{When: []RegMatch{revision(0x32)}, Writes: powerOn},
 		},
 	}
 }
