@@ -238,7 +238,7 @@ type Model struct {
 	BootloaderOffset uint32
 	EncryptedAlign   uint32 // alignment of an encrypted region
 	MaxFlash         uint32 // bytes of flash that a unit can have
-	MaxFlashSDM      uint32 // what Secure Download Mode reaches of it; beyond, addresses wrap (esp-facts A.11)
+	MaxFlashROM      uint32 // what the ROM's loader reaches of it; beyond, addresses wrap, and a stub is needed (esp-facts A.11)
 	Scheme           Scheme // of flash encryption, if a recipe names none
 	Schemes          []Scheme
 	EFuse            EFuse

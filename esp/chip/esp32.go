@@ -16,7 +16,7 @@ func esp32() Model {
 	}
 	return Model{
 		Name: "esp32", Title: "ESP32", ID: IDESP32,
-		BootloaderOffset: 0x1000, EncryptedAlign: 32, MaxFlash: flash16M,
+		BootloaderOffset: 0x1000, EncryptedAlign: 32, MaxFlash: flash16M, MaxFlashROM: flash16M,
 		Scheme: SchemeESP32, Schemes: []Scheme{SchemeESP32},
 		EFuse: EFuse{
 			Kind: EFuseESP32, Base: base,

@@ -30,7 +30,7 @@ func esp32c2() Model {
 	lock.ReleaseProtect = []string{"SPI_BOOT_CRYPT_CNT"}
 	return Model{
 		Name: "esp32c2", Title: "ESP32-C2", ID: IDESP32C2,
-		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash16M, MaxFlashSDM: flash16M,
+		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash16M, MaxFlashROM: flash16M,
 		Scheme: SchemeXTS128, Schemes: []Scheme{SchemeXTS128, SchemeXTSDerived},
 		EFuse:    e,
 		SPI:      spiMem(0x60002000),

@@ -13,7 +13,7 @@ func esp32c3() Model {
 	sb.MinimumRevision = 3
 	return Model{
 		Name: "esp32c3", Title: "ESP32-C3", ID: IDESP32C3,
-		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash16M, MaxFlashSDM: flash16M,
+		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash16M, MaxFlashROM: flash16M,
 		Scheme: SchemeXTS128, Schemes: []Scheme{SchemeXTS128},
 		EFuse: e,
 		SPI:   spiMem(0x60002000),

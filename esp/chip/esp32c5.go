@@ -20,7 +20,7 @@ func esp32c5() Model {
 	sb.SHA384Field, sb.WeakECDSA = "SECURE_BOOT_SHA384_EN", true
 	return Model{
 		Name: "esp32c5", Title: "ESP32-C5", ID: IDESP32C5,
-		BootloaderOffset: 0x2000, EncryptedAlign: 16, MaxFlash: flash128M, MaxFlashSDM: flash16M,
+		BootloaderOffset: 0x2000, EncryptedAlign: 16, MaxFlash: flash128M, MaxFlashROM: flash16M,
 		Scheme: SchemeXTS128, Schemes: []Scheme{SchemeXTS128},
 		EFuse: e,
 		SPI:   spiMem(0x60003000),

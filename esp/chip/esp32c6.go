@@ -8,7 +8,7 @@ func esp32c6() Model {
 	e.Timing = sameTiming(dacTiming(e), 40)
 	return Model{
 		Name: "esp32c6", Title: "ESP32-C6", ID: IDESP32C6,
-		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash16M, MaxFlashSDM: flash16M,
+		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash16M, MaxFlashROM: flash16M,
 		Scheme: SchemeXTS128, Schemes: []Scheme{SchemeXTS128},
 		EFuse: e,
 		SPI:   spiMem(0x60003000),

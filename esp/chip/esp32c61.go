@@ -18,7 +18,7 @@ func esp32c61() Model {
 	sb.WeakECDSA = true
 	return Model{
 		Name: "esp32c61", Title: "ESP32-C61", ID: IDESP32C61,
-		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash128M, MaxFlashSDM: flash16M,
+		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash128M, MaxFlashROM: flash16M,
 		Scheme: SchemeXTS128, Schemes: []Scheme{SchemeXTS128},
 		EFuse: e,
 		SPI:   spiMem(0x60003000),

@@ -12,7 +12,7 @@ func esp32h2() Model {
 	sb.WeakECDSA = true
 	return Model{
 		Name: "esp32h2", Title: "ESP32-H2", ID: IDESP32H2,
-		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash16M, MaxFlashSDM: flash16M,
+		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash16M, MaxFlashROM: flash16M,
 		Scheme: SchemeXTS128, Schemes: []Scheme{SchemeXTS128},
 		EFuse: e,
 		SPI:   spiMem(0x60003000),

@@ -46,7 +46,7 @@ func esp32p4() Model {
 	released := []RegWrite{{Addr: date, Value: 0, Mask: forceOn}}
 	return Model{
 		Name: "esp32p4", Title: "ESP32-P4", ID: IDESP32P4,
-		BootloaderOffset: 0x2000, EncryptedAlign: 16, MaxFlash: flash128M, MaxFlashSDM: flash16M,
+		BootloaderOffset: 0x2000, EncryptedAlign: 16, MaxFlash: flash128M, MaxFlashROM: flash16M,
 		Scheme: SchemeXTS128, Schemes: []Scheme{SchemeXTS128, SchemeXTS256},
 		EFuse:         e,
 		SPI:           spiMem(0x5008D000),

@@ -31,7 +31,7 @@ func esp32s2() Model {
 	wdt := watchdogs{cfg0: 0x3F408094, cfg1: 0x3F408098, protect: 0x3F4080AC}
 	return Model{
 		Name: "esp32s2", Title: "ESP32-S2", ID: IDESP32S2,
-		BootloaderOffset: 0x1000, EncryptedAlign: 16, MaxFlash: flash16M, MaxFlashSDM: flash16M,
+		BootloaderOffset: 0x1000, EncryptedAlign: 16, MaxFlash: flash16M, MaxFlashROM: flash16M,
 		Scheme: SchemeXTS128, Schemes: []Scheme{SchemeXTS128, SchemeXTS256},
 		EFuse: e,
 		SPI:   spiMem(0x3F402000),

@@ -15,7 +15,7 @@ func esp32s3() Model {
 	wdt := rtcWatchdogs(0x60008000, 0x98, 0xB0, 0xB4)
 	return Model{
 		Name: "esp32s3", Title: "ESP32-S3", ID: IDESP32S3,
-		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash128M, MaxFlashSDM: flash16M,
+		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash128M, MaxFlashROM: flash16M,
 		Scheme: SchemeXTS128, Schemes: []Scheme{SchemeXTS128, SchemeXTS256},
 		EFuse: e,
 		SPI:   spiMem(0x60002000),

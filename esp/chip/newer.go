@@ -171,7 +171,9 @@ func newerSecureBoot(schemes ...SchemeSupport) SecureBoot {
 	}
 }
 
-// Limits of the flash (esp-facts A.11, D.2, H 11).
+// Limits of the flash. The cache of some chips maps more than 16 MiB (ESP-IDF
+// SOC_SPI_MEM_SUPPORT_CACHE_32BIT_ADDR_MAP); image headers can say 128 MiB (esp-facts
+// D.2). No ROM's loader reaches beyond 16 MiB (A.11, H 11).
 const (
 	flash16M  = 16 << 20
 	flash128M = 128 << 20

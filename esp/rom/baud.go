@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -11,14 +12,19 @@ import (
 const baudSettle = 50 * time.Millisecond
 
 // ChangeBaud changes the rate of both sides and proves it with a SYNC. The new
-// rate stays until the chip's next reset. An ESP32 divides by the crystal
-// frequency that its ROM worked out, so it is told a rate that comes out right
-// (esp-facts A.6); that needs Detect.
+// rate stays until the chip's next reset. Some ROMs divide by a crystal frequency
+// that is not the true one, so they are told a rate that comes out right (esp-facts
+// A.6); that needs Detect, and registers, which Secure Download Mode hides: there
+// such a chip keeps its rate (see Baud), and it is no error.
 func (c *Client) ChangeBaud(ctx context.Context, baud int) error {
 	if baud <= 0 {
 		return fmt.Errorf("%d is not a baud rate", baud)
 	}
 	if baud == c.baud {
+		return nil
+	}
+	if c.secure && c.model.ROM.BaudFixedInSDM {
+		c.note(0, "the rate stays at %d baud: what another one depends on cannot be read in Secure Download Mode", c.baud)
 		return nil
 	}
 	err := c.changeBaud(ctx, baud)
@@ -82,8 +88,12 @@ func (c *Client) romRate(ctx context.Context, baud int) (uint32, error) {
 	if !c.detected {
 		return 0, ErrNotDetected
 	}
-	if !c.model.ROM.BaudCrystalFixed {
+	rom := c.model.ROM
+	switch {
+	case c.stub, rom.BaudCrystalMHz == 0 && rom.BaudCrystalReg == 0 && !rom.BaudCrystalFixed:
 		return uint32(baud), nil
+	case !rom.BaudCrystalFixed:
+		return c.correctedRate(ctx, baud)
 	}
 	approx, err := c.ReadRegAgreed(ctx, c.model.ROM.ApproxFreqReg)
 	if err != nil {
@@ -95,6 +105,55 @@ func (c *Client) romRate(ctx context.Context, baud int) (uint32, error) {
 		return 0, err
 	}
 	return esp32Rate(baud, approx, ck8m&0xFF)
+}
+
+// correctedRate corrects a rate for a ROM that takes a crystal for granted: a fixed
+// one (C2), or what a register says (C5).
+func (c *Client) correctedRate(ctx context.Context, baud int) (uint32, error) {
+	assumed := uint32(c.model.ROM.BaudCrystalMHz)
+	if reg := c.model.ROM.BaudCrystalReg; reg != 0 {
+		v, err := c.ReadRegAgreed(ctx, reg)
+		if err != nil {
+			return 0, err
+		}
+		if assumed = v >> 24 & 0x7F; !slices.Contains(c.model.ROM.Crystals, int(assumed)) {
+			return uint32(baud), nil // the vendor's tool corrects between the known ones only
+		}
+	}
+	crystal, err := c.Crystal(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return uint32(uint64(baud) * uint64(assumed) / uint64(crystal)), nil
+}
+
+// Crystal gives the frequency of the board's crystal in MHz: the one of those that
+// boards of this chip can have that fits the UART's divider and the rate at which
+// the loader answers (esp-facts A.6). It needs Detect. Not in Secure Download Mode.
+func (c *Client) Crystal(ctx context.Context) (int, error) {
+	if !c.detected {
+		return 0, ErrNotDetected
+	}
+	can := c.model.ROM.Crystals
+	if len(can) == 1 {
+		return can[0], nil
+	}
+	if c.secure {
+		return 0, fmt.Errorf("crystal: %w", ErrSecureDownload)
+	}
+	v, err := c.ReadRegAgreed(ctx, c.model.UART.ClkDiv)
+	if err != nil {
+		return 0, fmt.Errorf("crystal: %w", err)
+	}
+	const divider = 0xFFFFF
+	hz := uint64(v&divider) * uint64(c.baud)
+	for _, mhz := range can {
+		// Rates are true to a few per cent, and the divider's fraction is left out.
+		if want := uint64(mhz) * 1_000_000; hz*100 >= want*95 && hz*100 <= want*105 {
+			return mhz, nil
+		}
+	}
+	return 0, fmt.Errorf("the UART's divider speaks of a crystal of %d Hz, which no board of the %s has: reset the chip and connect again", hz, c.model.Title)
 }
 
 // esp32Rate corrects a rate by the ratio of the crystal frequency that the ESP32

@@ -32,6 +32,7 @@ type Client struct {
 	model    chip.Model
 	detected bool
 	secure   bool
+	stub     bool // a flasher stub runs in place of the ROM's loader
 	lost     bool // it is not known where the loader is in its conversation
 	settle   bool // more of an error's answers may be on the way
 	noise    int
@@ -81,9 +82,66 @@ func (c *Client) SecureDownload() bool { return c.secure }
 
 // HardReset runs the chip from flash. The client has no loader to talk to
 // afterwards: read the boot log with ReadText, or connect again.
+//
+// Over the chip's own USB-OTG no line reaches its reset: there the watchdog does it,
+// where the chip has one that can and registers can be written.
 func (c *Client) HardReset(ctx context.Context) error {
+	if c.port.Info().USBOTG && c.detected && !c.secure {
+		if err := c.writeAll(ctx, "before the reset", c.model.BeforeRun()); err != nil {
+			return err
+		}
+		if len(c.model.WatchdogReset()) > 0 {
+			return c.WatchdogReset(ctx)
+		}
+	}
 	c.lost = true
 	return c.reset.Run(ctx, c.port)
+}
+
+// WatchdogReset lets the chip's watchdog reset it, which frees a chip on its own USB
+// whose download strap is held low: a core reset does not look at the strap again
+// (esp-facts A.8, A.9). ESP32, C6 and H2 have none that can. Not in Secure Download
+// Mode.
+func (c *Client) WatchdogReset(ctx context.Context) error {
+	if !c.detected {
+		return ErrNotDetected
+	}
+	writes := c.model.WatchdogReset()
+	switch {
+	case len(writes) == 0:
+		return fmt.Errorf("the %s has no watchdog that resets it from the loader: power-cycle the board", c.model.Title)
+	case c.secure:
+		return fmt.Errorf("reset by the watchdog: %w: power-cycle the board", ErrSecureDownload)
+	}
+	if err := c.writeAll(ctx, "reset by the watchdog", writes); err != nil {
+		return err
+	}
+	c.lost = true
+	if err := sleep(ctx, watchdogTime); err != nil {
+		return err
+	}
+	if !c.port.Info().USBOTG && !c.port.Info().USBSerial {
+		return nil
+	}
+	if err := c.port.Discard(ctx); err != nil { // a device that left the bus shows here
+		return reenumerate(ctx, c.port, err)
+	}
+	return nil
+}
+
+// watchdogTime is when a reset by the watchdog has happened (esp-facts A.9).
+const watchdogTime = 500 * time.Millisecond
+
+// writeAll does a model's register writes, one after the other. They do no harm
+// twice.
+func (c *Client) writeAll(ctx context.Context, what string, writes []chip.RegWrite) error {
+	for _, w := range writes {
+		g := RegWrite{Addr: w.Addr, Value: w.Value, Mask: w.Mask, Delay: w.Before}
+		if _, err := retry(ctx, c, WriteReg{Groups: []RegWrite{g}}); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	return nil
 }
 
 // errQuiet: nothing came until the given time. It never leaves the package.
@@ -458,9 +516,4 @@ func (c *Client) exchangeRounds(ctx context.Context, n int, done *int) error {
 
 // macRegister is the first word of the factory MAC (esp-facts B.2, B.8): it never
 // changes and is no secret.
-func (c *Client) macRegister() uint32 {
-	if c.model.EFuse.Kind == chip.EFuseESP32 {
-		return c.model.EFuse.Base + 0x04
-	}
-	return c.model.EFuse.Base + 0x44
-}
+func (c *Client) macRegister() uint32 { return c.model.EFuse.Base + c.model.EFuse.MACOff }

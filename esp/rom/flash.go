@@ -24,10 +24,35 @@ const (
 	verdictTries = 3
 )
 
-// AttachFlash connects the loader to the flash on the default pins.
+// AttachFlash connects the loader to the flash on the default pins, on silicon that
+// needs it after switching its supply on. That takes registers: in Secure Download
+// Mode such silicon stays without flash (esp-facts H 10).
 func (c *Client) AttachFlash(ctx context.Context) error {
+	if err := c.powerFlash(ctx); err != nil {
+		return err
+	}
 	_, err := retry(ctx, c, SPIAttach{})
 	return err
+}
+
+func (c *Client) powerFlash(ctx context.Context) error {
+	if c.secure {
+		return nil
+	}
+	for _, power := range c.model.FlashPower() {
+		fits := true
+		for _, w := range power.When {
+			v, err := c.ReadRegAgreed(ctx, w.Addr)
+			if err != nil {
+				return fmt.Errorf("supply of the flash: %w", err)
+			}
+			fits = fits && v&w.Mask == w.Value
+		}
+		if fits {
+			return c.writeAll(ctx, "supply of the flash", power.Writes)
+		}
+	}
+	return nil
 }
 
 // SetFlashSize tells the loader the flash's size in bytes. Until then it takes
@@ -35,6 +60,22 @@ func (c *Client) AttachFlash(ctx context.Context) error {
 func (c *Client) SetFlashSize(ctx context.Context, size uint32) error {
 	_, err := retry(ctx, c, SPISetParams{Size: size})
 	return err
+}
+
+// ErrReach: the ROM's loader cannot address this part of the flash.
+var ErrReach = errors.New("beyond what the ROM's loader can address: give a flasher stub")
+
+// reachable checks a region against what the loader addresses: the ROM's wraps to
+// the start of the flash beyond its limit (esp-facts A.11).
+func (c *Client) reachable(what string, addr uint32, size uint64) error {
+	limit := uint64(c.model.MaxFlashROM)
+	switch {
+	case c.stub || limit == 0 || uint64(addr)+size <= limit:
+		return nil
+	case c.secure:
+		return fmt.Errorf("%s of %d bytes at 0x%x: beyond the %d MiB of Secure Download Mode, which takes no stub: %w", what, size, addr, limit>>20, ErrSecureDownload)
+	}
+	return fmt.Errorf("%s of %d bytes at 0x%x: beyond %d MiB: %w", what, size, addr, limit>>20, ErrReach)
 }
 
 // aligned checks a region for the ROM, which erases whole sectors.
@@ -59,6 +100,9 @@ func chunkAt(addr uint32, left uint64) uint32 {
 // except in Secure Download Mode, which has none. The caller checks the whole.
 func (c *Client) EraseFlash(ctx context.Context, addr, size uint32, progress func(done, total uint32)) error {
 	if err := aligned("erase", addr, uint64(size)); err != nil {
+		return err
+	}
+	if err := c.reachable("erase", addr, uint64(size)); err != nil {
 		return err
 	}
 	if size%sectorSize != 0 {
@@ -97,6 +141,9 @@ func (c *Client) EraseFlash(ctx context.Context, addr, size uint32, progress fun
 // after the last write.
 func (c *Client) WriteFlash(ctx context.Context, addr uint32, data []byte, progress func(done, total int)) error {
 	if err := aligned("write", addr, uint64(len(data))); err != nil {
+		return err
+	}
+	if err := c.reachable("write", addr, uint64(len(data))); err != nil {
 		return err
 	}
 	reported := 0
@@ -222,6 +269,9 @@ func (c *Client) verifyChunk(ctx context.Context, at uint32, want []byte) error 
 // digest comes as hex digits, so much damage shows and costs a retry; on a line
 // that has shown noise, two answers in a row must agree.
 func (c *Client) FlashMD5(ctx context.Context, addr, size uint32) ([16]byte, error) {
+	if err := c.reachable("MD5", addr, uint64(size)); err != nil {
+		return [16]byte{}, err
+	}
 	read := func() ([16]byte, error) {
 		a, err := retry(ctx, c, SPIFlashMD5{Address: addr, Size: size})
 		return a.Digest, err

@@ -27,9 +27,12 @@ type loader struct {
 	regs  map[uint32]uint32
 
 	secure, muted, closed bool // Secure Download Mode; no answers; no loader
+	noReads               bool // READ_REG is refused, without Secure Download Mode
 	flips                 bool // an empty frame ends a frame, too
 
 	perSector time.Duration // what erasing takes
+
+	crystal, assumed int // MHz: the board's crystal, and the one that the ROM takes for granted; 0: the same
 
 	rate float64 // damaged bytes per byte, both directions
 	rng  *rand.Rand
@@ -340,7 +343,7 @@ func (l *loader) frame(raw []byte) {
 		l.refuse()
 		return
 	}
-	if l.secure && slices.Contains([]byte{0x09, 0x0A, 0x0E, 0x13}, op) {
+	if l.noReads && op == 0x0A || l.secure && slices.Contains([]byte{0x09, 0x0A, 0x0E, 0x13}, op) {
 		l.refuse()
 		return
 	}
@@ -354,6 +357,9 @@ func (l *loader) frame(raw []byte) {
 		l.ok(op, soon)
 	case 0x0A:
 		l.value = l.regs[w(0)]
+		if l.crystal != 0 && w(0) == l.model.UART.ClkDiv {
+			l.value = uint32(l.crystal * 1_000_000 / l.baud)
+		}
 		l.ok(op, soon)
 	case 0x09:
 		for i := 0; i < len(d)/4; i += 4 {
@@ -374,6 +380,9 @@ func (l *loader) frame(raw []byte) {
 	case 0x0F:
 		l.ok(op, soon)
 		l.baud = int(w(0))
+		if l.assumed != 0 {
+			l.baud = int(uint64(w(0))*uint64(l.crystal)/uint64(l.assumed)+5) / 10 * 10 // the divider is no finer
+		}
 	case 0x13:
 		if uint64(w(0))+uint64(w(1)) > uint64(len(l.flash)) {
 			l.answer(op, 0, nil, 1, 9, 0, 0)
@@ -386,7 +395,7 @@ func (l *loader) frame(raw []byte) {
 			info[0] = 4
 		}
 		info[12], info[16] = byte(l.model.ID), 3
-		l.ok(op, soon, info...)
+		l.ok(op, soon, info[:l.model.ROM.SecurityInfoBytes]...)
 	case 0x02:
 		size, offset := w(0), w(3)
 		if uint64(offset)+uint64(size) > uint64(l.size) {

@@ -44,6 +44,7 @@ type PortInfo struct {
 	Lines     bool   // DTR and RTS reach the board
 	Network   bool   // RFC 2217: line changes take a round trip, so only the classic reset fits
 	USBSerial bool   // the chip's own USB-JTAG-Serial (303a:1001)
+	USBOTG    bool   // the chip's own USB-OTG (303a and its chip id)
 }
 
 // Errors of a port.

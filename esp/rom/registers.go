@@ -82,10 +82,5 @@ func (c *Client) StopWatchdogs(ctx context.Context) error {
 	if !c.detected {
 		return ErrNotDetected
 	}
-	for _, w := range c.model.USBWatchdogs() {
-		if _, err := retry(ctx, c, WriteReg{Groups: []RegWrite{{Addr: w.Addr, Value: w.Value, Mask: w.Mask}}}); err != nil {
-			return fmt.Errorf("stop the watchdogs: %w", err)
-		}
-	}
-	return nil
+	return c.writeAll(ctx, "stop the watchdogs", c.model.USBWatchdogs())
 }

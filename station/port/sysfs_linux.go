@@ -8,28 +8,40 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/provisiond/provisiond/esp/chip"
 )
 
-// isUSBSerial reports whether the tty is the chip's own USB-JTAG-Serial
-// (vendor 303a, product 1001; esp-facts A.8). The USB device is a parent
-// directory of the tty in sysfs.
-func (o Options) isUSBSerial(rdev uint64) bool {
+// ownUSB reports whether the tty is a USB of the chip itself: its USB-JTAG-Serial
+// (vendor 303a, product 1001; esp-facts A.8), or the loader on its USB-OTG, which has
+// the chip's id for a product. The USB device is a parent directory of the tty in
+// sysfs.
+func (o Options) ownUSB(rdev uint64) (jtagSerial, otg bool) {
 	root, err := filepath.EvalSymlinks(o.Sys)
 	if err != nil {
-		return false
+		return false, false
 	}
 	node := fmt.Sprintf("dev/char/%d:%d", unix.Major(rdev), unix.Minor(rdev))
 	dir, err := filepath.EvalSymlinks(filepath.Join(root, node))
 	if err != nil {
-		return false // a PTY is in no sysfs
+		return false, false // a PTY is in no sysfs
 	}
 	for ; strings.HasPrefix(dir, root+"/"); dir = filepath.Dir(dir) {
-		if vendor, err := os.ReadFile(filepath.Join(dir, "idVendor")); err == nil {
-			product, _ := os.ReadFile(filepath.Join(dir, "idProduct"))
-			return strings.TrimSpace(string(vendor)) == "303a" && strings.TrimSpace(string(product)) == "1001"
+		vendor, err := os.ReadFile(filepath.Join(dir, "idVendor"))
+		if err != nil {
+			continue
 		}
+		text, _ := os.ReadFile(filepath.Join(dir, "idProduct"))
+		product := strings.TrimSpace(string(text))
+		if strings.TrimSpace(string(vendor)) != "303a" {
+			return false, false
+		}
+		for _, m := range chip.All() {
+			otg = otg || m.ROM.USBBlock != 0 && product == fmt.Sprintf("%04x", uint16(m.ID))
+		}
+		return product == "1001", otg
 	}
-	return false
+	return false, false
 }
 
 // present says which serial devices there are, for an error's reader.

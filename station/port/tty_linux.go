@@ -45,7 +45,8 @@ type tty struct {
 type device struct {
 	f     *os.File
 	lines bool
-	usb   bool
+	usb   bool // the chip's own USB-JTAG-Serial
+	otg   bool // or its USB-OTG
 	rdev  uint64
 
 	ctl sync.Mutex // held during ioctls and closing
@@ -65,7 +66,7 @@ func openTTY(ctx context.Context, path string, o Options) (Port, error) {
 // adopt makes d the current device; the caller holds mu or the only reference.
 func (t *tty) adopt(d *device) {
 	t.dev = d
-	t.info = rom.PortInfo{Name: t.name, Lines: d.lines, USBSerial: d.usb}
+	t.info = rom.PortInfo{Name: t.name, Lines: d.lines, USBSerial: d.usb, USBOTG: d.otg}
 }
 
 // openDevice opens path, and gives up when ctx ends.
@@ -131,7 +132,8 @@ func setUp(fd int, path string, st unix.Stat_t, baud int, o Options) (*device, e
 	if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err != nil {
 		return nil, o.explain(err)
 	}
-	d := &device{rdev: st.Rdev, usb: o.isUSBSerial(st.Rdev)}
+	d := &device{rdev: st.Rdev}
+	d.usb, d.otg = o.ownUSB(st.Rdev)
 	mode := newMode(baud)
 	if _, err := unix.IoctlGetInt(fd, unix.TIOCMGET); err == nil {
 		d.lines = true

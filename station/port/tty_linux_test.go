@@ -231,12 +231,16 @@ func TestUSBSerial(t *testing.T) {
 	node := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 	for _, c := range []struct {
 		vendor, product string
-		want            bool
+		want, otg       bool
 	}{
-		{"303a", "1001", true},
-		{"303a", "0002", false}, // USB-OTG of an S2
-		{"10c4", "ea60", false},
-		{"", "", false},
+		{"303a", "1001", true, false},
+		{"303a", "0002", false, true}, // USB-OTG of an S2
+		{"303a", "0009", false, true}, // of an S3
+		{"303a", "0012", false, true}, // of a P4
+		{"303a", "0005", false, false},
+		{"10c4", "0002", false, false},
+		{"10c4", "ea60", false, false},
+		{"", "", false, false},
 	} {
 		sys := t.TempDir()
 		usb := filepath.Join(sys, "devices/pci0000:00/usb1/1-1/1-1.2")
@@ -262,6 +266,9 @@ func TestUSBSerial(t *testing.T) {
 		p := open(t, name, port.Options{Sys: sys})
 		if got := p.Info().USBSerial; got != c.want {
 			t.Errorf("%s:%s: USBSerial is %v", c.vendor, c.product, got)
+		}
+		if got := p.Info().USBOTG; got != c.otg {
+			t.Errorf("%s:%s: USBOTG is %v", c.vendor, c.product, got)
 		}
 		_ = p.Close()
 	}
