@@ -118,7 +118,7 @@ func Parse(file []byte) (*Header, error) {
 		return nil, &Error{Problem: ProblemEmpty, Detail: "its header tells of an image of 0 bytes"}
 	case have < want:
 		return nil, &Error{
-			Problem: ProblemShort, Device: "Complete data was not received.",
+			Problem: ProblemShort, Device: "Invalid operation",
 			Detail: fmt.Sprintf("%d bytes follow the header, which tells of %d: the file was cut off", have, want),
 		}
 	case have > want:

@@ -232,7 +232,7 @@ func TestOpenRefuses(t *testing.T) {
 			{"magic", k.as, changed(3, 1), ProblemMagic, "cf b6 88 07"},
 			{"cut in the header", k.as, good[:511], ProblemShort, "not completed successfully"},
 			{"cut in the image", k.as, good[:len(good)-1], ProblemShort, "cut off"},
-			{"header only", k.as, good[:512], ProblemShort, "Complete data was not received"},
+			{"header only", k.as, good[:512], ProblemShort, "Invalid operation"},
 			{"longer", k.as, append(slices.Clone(good), 0), ProblemLong, "Invalid operation"},
 			{"length", k.as, changed(offLength, 1), ProblemShort, "101"},
 			{"no length", k.as, changed(offLength, 100), ProblemEmpty, "0 bytes"},
