@@ -54,15 +54,9 @@ func (c cryptFlags) cipher() (chip.Model, flashcrypt.Cipher, error) {
 	if err != nil {
 		return m, nil, usage("--chip: %w", err)
 	}
-	config := uint8(0xF)
-	if c.FlashCryptConfig != nil {
-		config = *c.FlashCryptConfig
-		if m.Scheme != chip.SchemeESP32 {
-			return m, nil, usage("--flash-crypt-config: the %s has no FLASH_CRYPT_CONFIG", m.Title)
-		}
-		if config > 0xF {
-			return m, nil, usage("--flash-crypt-config: %d is not in 0 to 15", config)
-		}
+	config, err := cryptConfig(m, c.FlashCryptConfig)
+	if err != nil {
+		return m, nil, err
 	}
 	key, err := readLimited(c.KeyFile, 128)
 	if err != nil {
@@ -160,19 +154,18 @@ func writeWhole(path string, b []byte, mode fs.FileMode) error {
 			return usage("OUT: %w", err)
 		}
 	}
-	tmp, err := os.OpenFile(fmt.Sprintf("%s.%d.tmp", path, os.Getpid()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
+	out, err := newWholeFile(path, mode)
 	if err != nil {
 		return usage("OUT %s cannot be written: %w", path, err)
 	}
-	_, err = tmp.Write(b)
-	for _, step := range []func() error{tmp.Sync, tmp.Close, func() error { return os.Rename(tmp.Name(), path) }} {
-		if err == nil {
-			err = step()
-		}
+	defer out.drop()
+	if _, err = out.Write(b); err == nil {
+		err = out.finish()
+	}
+	if err == nil {
+		err = out.show()
 	}
 	if err != nil {
-		_ = tmp.Close()
-		_ = os.Remove(tmp.Name())
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil

@@ -26,6 +26,7 @@ import (
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/layout"
+	"github.com/provisiond/provisiond/provision/ota"
 	"github.com/provisiond/provisiond/provision/recipe"
 )
 
@@ -182,6 +183,9 @@ func report(w io.Writer, asJSON bool, err error) int {
 			alone.NextStep = ""
 			body["message"] = alone.Error()
 		}
+		if r := ota.ReasonOf(err); r != "" {
+			body["cause"], body["reason"] = provision.CauseRefused, r
+		}
 		_ = json.NewEncoder(w).Encode(map[string]any{"error": body})
 		return code
 	}
@@ -197,6 +201,7 @@ func exitCode(err error) int {
 		r  *layout.Refusal
 		re *recipe.Error
 		rs recipe.Errors
+		or *ota.Refusal
 	)
 	switch {
 	case err == nil:
@@ -209,6 +214,8 @@ func exitCode(err error) int {
 		return f.ExitCode()
 	case errors.As(err, &r):
 		return provision.ExitRefused
+	case errors.As(err, &or):
+		return otaExit(or.Reason)
 	case errors.As(err, &u), errors.As(err, &re), errors.As(err, &rs):
 		return provision.ExitUsage
 	case errors.Is(err, keystore.ErrUnavailable), errors.Is(err, keystore.ErrDamaged):
