@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/provisiond/provisiond/esp/secureboot"
+	"github.com/provisiond/provisiond/internal/pkcs11key"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/vault"
 	"github.com/provisiond/provisiond/station/outbox"
@@ -33,6 +34,8 @@ func (s *signers) open(ctx context.Context, flag, key string) (crypto.Signer, er
 	switch {
 	case strings.HasPrefix(key, transitPrefix):
 		signer, err = s.transit(ctx, key)
+	case strings.HasPrefix(key, pkcs11key.Prefix):
+		signer, err = s.token(key)
 	default:
 		signer, err = fileSigner(key)
 	}
@@ -63,6 +66,19 @@ func fileSigner(name string) (crypto.Signer, error) {
 		return nil, usage("%s: %w", name, err)
 	}
 	return signer, nil
+}
+
+func (s *signers) token(key string) (crypto.Signer, error) {
+	u, err := pkcs11key.ParseURI(key)
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	k, err := pkcs11key.Open(u, func(name string) ([]byte, error) { return outbox.ReadSecret(name, maxKeyFile) })
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	s.close = append(s.close, k.Close)
+	return k, nil
 }
 
 func (s *signers) transit(ctx context.Context, key string) (crypto.Signer, error) {

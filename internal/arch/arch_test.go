@@ -53,7 +53,7 @@ var may = map[string][]string{
 	"station/port":  onBase("esp", "internal/espsim"),
 	// A screen gets views and reports; neither keys nor who holds them.
 	"station/web": {"esp/chip", "provision", "station"},
-	"cmd":         onBase("esp", "efuse", "keystore", "provision", "station", "internal/espsim", "internal/sample"),
+	"cmd":         onBase("esp", "efuse", "keystore", "provision", "station", "internal/espsim", "internal/pkcs11key", "internal/sample"),
 
 	// The simulated chip shares no codec with the client.
 	"internal/espsim": {"esp/chip", "efuse/table", "internal/espsim"},
@@ -63,10 +63,14 @@ var may = map[string][]string{
 	"internal/farm":       {"esp/chip", "internal/espsim", "internal/sample"},
 	"internal/shift":      {},
 	"internal/transcript": {},
-	"internal/vaulttest":  {},
-	"internal/check":      {},
-	"internal/debpkg":     {},
-	"internal/arch":       {},
+
+	// Signing keys in tokens; built with the tag pkcs11 only.
+	"internal/pkcs11key":            {"esp/secureboot"},
+	"internal/pkcs11key/pkcs11test": {},
+	"internal/vaulttest":            {},
+	"internal/check":                {},
+	"internal/debpkg":               {},
+	"internal/arch":                 {},
 }
 
 // never lists what a package must not reach even through another one.
@@ -79,6 +83,7 @@ var never = map[string][]string{
 // only says which packages may import a foreign module.
 var only = map[string][]string{
 	"go.bug.st/serial":               {"station/port"},
+	"github.com/miekg/pkcs11":        {"internal/pkcs11key", "internal/pkcs11key/pkcs11test"},
 	"github.com/nats-io/nats.go":     {"station/outbox/jetstream"},
 	"github.com/nats-io/nats-server": {}, // tests only
 	"github.com/chromedp":            {}, // tests only
