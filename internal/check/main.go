@@ -1,7 +1,8 @@
 // Command check runs everything that must hold before a change lands: vet,
 // generated files, the linter, builds for both station architectures, the ciphers'
-// assembly for the other one, and every test with the race detector and the fuzz seeds. It prints how many tests
-// passed, failed and were skipped, and why those were skipped.
+// assembly for the other one, signing with tokens, and every test with the race
+// detector and the fuzz seeds. It prints how many tests passed, failed and were
+// skipped, and why those were skipped.
 //
 //	go run ./internal/check            # all
 //	go run ./internal/check -only test # one step
@@ -34,7 +35,7 @@ type step struct {
 }
 
 func main() {
-	only := flag.String("only", "", "run one step: build, vet, generate, lint, assembly or test")
+	only := flag.String("only", "", "run one step: build, vet, generate, lint, assembly, tokens or test")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -53,7 +54,7 @@ func run(ctx context.Context, only string) error {
 		return err
 	}
 	// The tests come last: their closing lines end the output.
-	steps := []step{{"build", build}, {"vet", vet}, {"generate", generate}, {"lint", lint}, {"assembly", assembly}, {"test", test}}
+	steps := []step{{"build", build}, {"vet", vet}, {"generate", generate}, {"lint", lint}, {"assembly", assembly}, {"tokens", tokens}, {"test", test}}
 	return runSteps(ctx, steps, only)
 }
 
@@ -80,7 +81,7 @@ func runSteps(ctx context.Context, steps []step, only string) error {
 		fmt.Printf("== %s: ok, %s\n", s.name, time.Since(start).Round(time.Second))
 	}
 	if !ran {
-		return fmt.Errorf("there is no step %q: write build, vet, generate, lint, assembly or test", only)
+		return fmt.Errorf("there is no step %q: write build, vet, generate, lint, assembly, tokens or test", only)
 	}
 	return errors.Join(failed...)
 }
@@ -172,15 +173,42 @@ func assembly(ctx context.Context) error {
 		command(ctx, nil, "go", append([]string{"test", "-tags", "purego"}, ciphers...)...),
 	}
 	qemu, err := exec.LookPath("qemu-aarch64-static")
-	switch {
-	case err == nil:
+	if err == nil {
 		errs = append(errs, command(ctx, arm, "go", append([]string{"test", "-exec", qemu}, ciphers...)...))
-	case os.Getenv("CI") != "":
-		errs = append(errs, errors.New("no qemu-aarch64-static: apt-get install qemu-user-static"))
-	default:
-		fmt.Println("no qemu-aarch64-static: the arm64 assembly is built and not run")
+	} else {
+		errs = append(errs, missing("qemu-aarch64-static", "qemu-user-static", "the arm64 assembly is built and not run"))
 	}
 	return errors.Join(errs...)
+}
+
+// withTokens are the packages that have more in them with the tag pkcs11.
+var withTokens = []string{"./internal/pkcs11key/...", "./cmd/provisiond"}
+
+// tokens tests what only a build with cgo has: keys in PKCS #11 tokens, with
+// SoftHSM as the token.
+func tokens(ctx context.Context) error {
+	if !haveC() {
+		return missing("C compiler", "gcc libc6-dev", "the PKCS #11 code is not built")
+	}
+	cgo := []string{"CGO_ENABLED=1"}
+	errs := []error{
+		command(ctx, cgo, "go", append([]string{"vet", "-tags", "pkcs11"}, withTokens...)...),
+		command(ctx, cgo, "go", append([]string{"run", linter, "run", "--build-tags", "pkcs11"}, withTokens...)...),
+	}
+	if _, err := exec.LookPath("softhsm2-util"); err != nil {
+		return errors.Join(append(errs, missing("softhsm2", "softhsm2", "the PKCS #11 code is built and not run"))...)
+	}
+	args := []string{"test", "-tags", "pkcs11", "-count=1", "-v", "-run", "Token|PKCS11|URI"}
+	return errors.Join(append(errs, command(ctx, cgo, "go", append(args, withTokens...)...))...)
+}
+
+// missing is an error in CI and a word elsewhere.
+func missing(what, packages, so string) error {
+	if os.Getenv("CI") != "" {
+		return fmt.Errorf("no %s: apt-get install %s", what, packages)
+	}
+	fmt.Printf("no %s: %s\n", what, so)
+	return nil
 }
 
 // event is a line of `go test -json`.
@@ -217,10 +245,15 @@ func test(ctx context.Context) error {
 	return err
 }
 
+// haveC reports whether there is a C compiler.
+func haveC() bool {
+	_, errCC := exec.LookPath("cc")
+	_, errGCC := exec.LookPath("gcc")
+	return errCC == nil || errGCC == nil
+}
+
 func raceArgs() []string {
-	if _, err := exec.LookPath("cc"); err == nil {
-		return []string{"-race"}
-	} else if _, err := exec.LookPath("gcc"); err == nil {
+	if haveC() {
 		return []string{"-race"}
 	}
 	fmt.Println("no C compiler: the race detector is off")

@@ -22,11 +22,11 @@ type URI struct {
 // attributes are the URI's parts in the order in which String writes them: of the
 // path, then of the query.
 func (u *URI) attributes() (path, query []attribute) {
-	return []attribute{
-			{"token", &u.Token}, {"serial", &u.Serial}, {"manufacturer", &u.Manufacturer}, {"model", &u.Model},
-			{"object", &u.Object}, {"id", &u.ID},
-		},
-		[]attribute{{"module-path", &u.Module}, {"pin-source", &u.PINSource}}
+	path = []attribute{
+		{"token", &u.Token}, {"serial", &u.Serial}, {"manufacturer", &u.Manufacturer}, {"model", &u.Model},
+		{"object", &u.Object}, {"id", &u.ID},
+	}
+	return path, []attribute{{"module-path", &u.Module}, {"pin-source", &u.PINSource}}
 }
 
 type attribute struct {
