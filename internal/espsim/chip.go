@@ -22,6 +22,7 @@ type Options struct {
 	Revision  chip.Revision // 0 stands for a usual one of the chip
 	MAC       chip.MAC      // the zero value stands for a locally administered one made from Seed
 	FlashSize uint32        // bytes; 0 stands for 4 MiB
+	Crystal   int           // MHz; 0 stands for the chip's usual one
 	// AppPrints is what the app prints once it runs; AppLoop makes it print that
 	// again and again, about once a second.
 	AppPrints string
@@ -38,8 +39,8 @@ type Options struct {
 	// by block. Missing blocks and words are zeros. MAC and Blank are then unused,
 	// and Revision must be what the words say.
 	Factory [][]uint32
-	// USBSerial is a board on the chip's own USB-Serial-JTAG unit: DTR and RTS act
-	// as that unit takes them and there is no baud rate.
+	// USBSerial is a board on the chip's own USB-Serial-JTAG unit, if it has one: DTR
+	// and RTS act as that unit takes them and there is no baud rate.
 	USBSerial bool
 	Faults    Faults
 	// Build is how the simulated bootloader and app were configured: what they burn
@@ -62,14 +63,17 @@ type Chip struct {
 	revision chip.Revision
 	faults   Faults
 
-	mu        sync.Mutex
-	wake      chan struct{} // closed and replaced when a reader may go on
-	closed    bool
-	fuse      *fuses
-	flash     *nor.Flash
-	regs      map[uint32]uint32
-	changes   uint64
-	bootBurns int // eFuse blocks that boot code burned
+	mu     sync.Mutex
+	wake   chan struct{} // closed and replaced when a reader may go on
+	closed bool
+	fuse   *fuses
+	flash  *nor.Flash
+	regs   map[uint32]uint32
+	// The flash has its supply; the bits that force it stand. Both outlive a reset.
+	flashOn, forced bool
+	watchdog        *time.Timer
+	changes         uint64
+	bootBurns       int // eFuse blocks that boot code burned
 
 	// Power and reset.
 	supply   bool
@@ -108,9 +112,21 @@ func New(o Options) (*Chip, error) {
 	if err != nil {
 		return nil, err
 	}
-	tab, err := table.For(o.Model.Name)
+	if o.Revision == 0 {
+		o.Revision = si.Revision
+	}
+	tab, err := table.ForRevision(o.Model.Name, o.Revision)
 	if err != nil {
 		return nil, err
+	}
+	if o.Crystal == 0 {
+		o.Crystal = si.Crystals[0]
+	}
+	if !slices.Contains(si.Crystals, o.Crystal) {
+		return nil, fmt.Errorf("no %s has a crystal of %d MHz: known are %v", o.Model.Title, o.Crystal, si.Crystals)
+	}
+	if o.USBSerial && !si.USBSerial {
+		return nil, fmt.Errorf("an %s has no USB-Serial-JTAG unit", o.Model.Title)
 	}
 	if o.FlashSize == 0 {
 		o.FlashSize = 4 << 20
@@ -121,10 +137,7 @@ func New(o Options) (*Chip, error) {
 	if o.CodingScheme != 0 && (o.Model.EFuse.Kind != chip.EFuseESP32 || o.CodingScheme < 0 || o.CodingScheme > 3) {
 		return nil, fmt.Errorf("%s has no coding scheme %d", o.Model.Title, o.CodingScheme)
 	}
-	if o.Revision == 0 {
-		o.Revision = si.Revision
-	}
-	if o.Revision/100 > si.Majors {
+	if si.Majors != 0 && o.Revision/100 > si.Majors {
 		return nil, fmt.Errorf("there is no %s %s: its fuses tell a major revision of up to %d", o.Model.Title, o.Revision, si.Majors)
 	}
 	if o.Faults.Seed == 0 {
@@ -132,7 +145,7 @@ func New(o Options) (*Chip, error) {
 	}
 	c := &Chip{
 		opt: o, model: o.Model, si: si, tab: tab, revision: o.Revision, faults: o.Faults,
-		wake: make(chan struct{}), fuse: newFuses(o.Model, si, tab), flash: nor.New(o.FlashSize),
+		wake: make(chan struct{}), fuse: newFuses(o.Model, tab), flash: nor.New(o.FlashSize),
 		plugged: true, open: true, hostBaud: romBaud,
 		noise: seeded(o.Faults.Seed, 1), junk: seeded(o.Seed, 2),
 	}
@@ -171,7 +184,7 @@ func (c *Chip) manufacture() error {
 	}
 	fields := map[string]uint64{}
 	if c.opt.Factory == nil {
-		for name, v := range c.si.RevisionFields(c.revision) {
+		for name, v := range c.revisionFields() {
 			if !c.fuse.fits(name, v) {
 				return fmt.Errorf("there is no %s %s: field %s has no room for %d", c.model.Title, c.revision, name, v)
 			}
@@ -201,6 +214,24 @@ func (c *Chip) manufacture() error {
 		c.fuse.load()
 	}
 	return nil
+}
+
+// revisionFields gives the fuses of the silicon's revision.
+func (c *Chip) revisionFields() map[string]uint64 {
+	if c.si.RevisionFields != nil {
+		return c.si.RevisionFields(c.revision)
+	}
+	out := map[string]uint64{}
+	for part, v := range map[string]uint64{"MINOR": uint64(c.revision % 100), "MAJOR": uint64(c.revision / 100)} {
+		name := "WAFER_VERSION_" + part
+		low, ok := c.tab.Field(name + "_LO")
+		if !ok {
+			out[name] = v
+			continue
+		}
+		out[name+"_LO"], out[name+"_HI"] = v&(1<<low.Len()-1), v>>low.Len()
+	}
+	return out
 }
 
 // macValue is the MAC as the table's field has it: first byte lowest.

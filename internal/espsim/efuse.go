@@ -7,7 +7,6 @@ import (
 
 	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
-	"github.com/provisiond/provisiond/internal/espsim/silicon"
 )
 
 // copies is how often the newer controllers hold a bit of BLOCK0. WR_DIS, its
@@ -31,7 +30,6 @@ const (
 type fuses struct {
 	ef     chip.EFuse
 	blocks []table.Block
-	si     *silicon.Silicon
 	tab    *table.Table
 
 	cells  [][]uint32 // see cellWords
@@ -61,8 +59,8 @@ type fuses struct {
 	burns int
 }
 
-func newFuses(m chip.Model, si *silicon.Silicon, tab *table.Table) *fuses {
-	f := &fuses{ef: m.EFuse, blocks: tab.Blocks(), si: si, tab: tab, tried: map[[2]int]bool{}}
+func newFuses(m chip.Model, tab *table.Table) *fuses {
+	f := &fuses{ef: m.EFuse, blocks: tab.Blocks(), tried: map[[2]int]bool{}}
 	f.runsFor = f.usualPolls
 	for _, b := range f.blocks {
 		f.cells = append(f.cells, make([]uint32, f.cellWords(b)))
@@ -70,6 +68,15 @@ func newFuses(m chip.Model, si *silicon.Silicon, tab *table.Table) *fuses {
 		f.shown = append(f.shown, make([]uint32, b.Words))
 		f.pending = append(f.pending, make([]uint32, b.Words))
 	}
+	f.repeatErr = make([]uint32, f.ef.RepeatErrWords)
+	f.use(tab)
+	return f
+}
+
+// use takes the fields of a table: those of another revision lie elsewhere in the
+// same blocks.
+func (f *fuses) use(tab *table.Table) {
+	f.tab = tab
 	f.wrDis = make([]int, 32*f.blocks[0].Words)
 	for i := range f.wrDis {
 		f.wrDis[i] = table.None
@@ -81,8 +88,6 @@ func newFuses(m chip.Model, si *silicon.Silicon, tab *table.Table) *fuses {
 			}
 		}
 	}
-	f.repeatErr = make([]uint32, f.ef.RepeatErrWords)
-	return f
 }
 
 // cellWords is how many words of cells a block has: BLOCK0 four copies one after
@@ -263,7 +268,7 @@ func (f *fuses) read(addr uint32) (uint32, bool) {
 	case f.ef.RSErr[0]:
 		return uint32(f.rsErr), true
 	case f.ef.RSErr[1]:
-		return uint32(f.rsErr >> 32), true
+		return uint32(f.rsErr >> 32), f.ef.RSErr[1] != 0
 	}
 	return 0, false
 }
@@ -533,9 +538,13 @@ func deepClone(w [][]uint32) [][]uint32 {
 	return out
 }
 
-// xtsPurpose is the value of KEY_PURPOSE_n for XTS_AES_128_KEY on every chip of
-// the family that has such fields (esp-facts B.9).
-const xtsPurpose = 4
+// Values of KEY_PURPOSE_n for the keys of the flash cipher, on every chip of the
+// family that has such fields (esp-facts B.9).
+const (
+	xtsKey1Purpose = 2
+	xtsKey2Purpose = 3
+	xtsPurpose     = 4
+)
 
 // flashKey gives the key that the flash encryption unit takes, in the byte order
 // of the array, or nil. It sees read-protected keys: that is what they are for.
@@ -547,6 +556,35 @@ func (f *fuses) flashKey() []byte {
 		}
 		return wordBytes(words)
 	}
+	if _, ok := f.tab.Field(fmt.Sprintf("KEY_PURPOSE_%d", 0)); !ok {
+		// The ESP32-C2's only block: all of it, or its low half alone.
+		for _, b := range f.blocks {
+			if b.Key && f.field("XTS_KEY_LENGTH_256") != 0 {
+				return wordBytes(f.loaded[b.Index])
+			} else if b.Key {
+				return wordBytes(f.loaded[b.Index][:4])
+			}
+		}
+	}
+	short, first, second := f.keyFor(xtsPurpose), f.keyFor(xtsKey1Purpose), f.keyFor(xtsKey2Purpose)
+	switch {
+	case first == nil && second == nil:
+		return short
+	case short != nil:
+		return nil // both kinds: what silicon does then is not published
+	}
+	zero := make([]byte, 32)
+	if first == nil {
+		first = zero
+	}
+	if second == nil {
+		second = zero
+	}
+	return append(first, second...)
+}
+
+// keyFor gives the first key block that serves for a purpose.
+func (f *fuses) keyFor(purpose uint64) []byte {
 	n := 0
 	for _, b := range f.blocks {
 		if !b.Key {
@@ -554,7 +592,7 @@ func (f *fuses) flashKey() []byte {
 		}
 		// The last key block does not serve as an XTS key on some chips.
 		useless := f.ef.NoXTSInLastKey && n == f.ef.KeyBlocks-1
-		if !useless && f.field(fmt.Sprintf("KEY_PURPOSE_%d", n)) == xtsPurpose {
+		if !useless && f.field(fmt.Sprintf("KEY_PURPOSE_%d", n)) == purpose {
 			return wordBytes(f.loaded[b.Index])
 		}
 		n++

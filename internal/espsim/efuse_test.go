@@ -134,11 +134,11 @@ func TestResetLoads(t *testing.T) {
 
 func TestWrongTiming(t *testing.T) {
 	eachChip(t, func(t *testing.T, m chip.Model) {
-		for i := range siliconFor(t, m).Timing {
+		for i := range siliconFor(t, m).Timing(siliconFor(t, m).Crystals[0]) {
 			c := newChip(t, Options{Model: m, Seed: int64(i)})
 			h := connect(t, c)
 			h.timing()
-			w := c.si.Timing[i]
+			w := c.timing()[i]
 			h.write(w.Addr, w.Value^1<<bits.TrailingZeros32(w.Mask))
 			b := keyBlock(m)
 			h.fill(b, slices.Repeat([]uint32{0xFFFFFFFF}, 8))

@@ -157,7 +157,7 @@ func (h *host) idle() {
 
 func (h *host) timing() {
 	h.t.Helper()
-	for _, w := range h.c.si.Timing {
+	for _, w := range h.c.timing() {
 		h.write(w.Addr, w.Value)
 	}
 }

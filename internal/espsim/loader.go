@@ -254,6 +254,10 @@ func (c *Chip) sync(r request) ([]byte, status) {
 }
 
 func (c *Chip) readReg(r request) ([]byte, status) {
+	if c.si.Deaf != 0 && r.word(0) == c.si.Deaf {
+		c.hang()
+		return nil, 0
+	}
 	c.ld.value = c.readRegister(r.word(0))
 	c.ld.status[1] = 0
 	return nil, 0
@@ -285,15 +289,20 @@ func (c *Chip) spiSetParams(r request) ([]byte, status) {
 // inFlash reports whether the ROM would touch size bytes at addr: the pins are
 // attached and the range is inside what it takes the flash for.
 func (c *Chip) inFlash(addr, size uint32) bool {
-	return c.ld.attached && uint64(addr)+uint64(size) <= uint64(c.ld.flashSize)
+	return c.ld.attached && c.flashOn && uint64(addr)+uint64(size) <= uint64(c.ld.flashSize)
 }
 
 // eachPart splits a range at the end of the real flash: the part ignores the
-// address bits that it lacks, so a ROM that was told too much wraps around.
+// address bits that it lacks, so a ROM that was told too much wraps around. In Secure
+// Download Mode the ROM sends three address bytes (esp-facts A.11).
 func (c *Chip) eachPart(addr, size uint32, do func(at, n uint32) error) error {
+	end := c.flash.Size()
+	if c.ld.secure {
+		end = min(end, 1<<24)
+	}
 	for size > 0 {
-		at := addr % c.flash.Size()
-		n := min(size, c.flash.Size()-at)
+		at := addr % end
+		n := min(size, end-at)
 		if err := do(at, n); err != nil {
 			return err
 		}
@@ -530,8 +539,10 @@ func (c *Chip) switchBaud(r request) {
 	rate := uint64(r.word(0))
 	if c.model.ROM.BaudCrystalFixed {
 		if f := c.romCrystal(); f != 0 {
-			rate = rate * c.si.Crystal / f
+			rate = rate * c.crystal() / f
 		}
+	} else if c.si.ROMCrystal != nil {
+		rate = rate * c.crystal() / (uint64(c.si.ROMCrystal(c.revision)) * 1_000_000)
 	}
 	c.rate = int(min(rate, 1<<30))
 }
@@ -547,8 +558,7 @@ func (c *Chip) romCrystal() uint64 {
 func (c *Chip) securityInfo(request) ([]byte, status) {
 	var flags uint32
 	for field, bit := range c.si.SecurityFlags {
-		fd, _ := c.tab.Field(field)
-		if c.fuse.field(field) == 1<<fd.Len()-1 {
+		if fd, ok := c.tab.Field(field); ok && c.fuse.field(field) == 1<<fd.Len()-1 {
 			flags |= 1 << bit
 		}
 	}

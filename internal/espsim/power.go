@@ -3,7 +3,6 @@ package espsim
 import (
 	"context"
 	"fmt"
-	"maps"
 	"time"
 
 	"github.com/provisiond/provisiond/internal/espsim/bootrom"
@@ -102,9 +101,21 @@ func (c *Chip) strapLow() bool {
 	return c.pulled || !c.opt.USBSerial && c.dtr && !c.rts
 }
 
+// bootRate is the rate of what the chip prints after a reset.
+func (c *Chip) bootRate() int {
+	if c.si.FixedRate {
+		return romBaud * c.opt.Crystal / c.si.ROMCrystal(c.revision)
+	}
+	return romBaud
+}
+
 // stop ends whatever runs.
 func (c *Chip) stop() {
 	c.state = 0
+	if c.watchdog != nil {
+		c.watchdog.Stop()
+		c.watchdog = nil
+	}
 	if c.loop != nil {
 		c.loop.Stop()
 		c.loop = nil
@@ -126,11 +137,14 @@ func (c *Chip) coreReset(reason int) {
 		return
 	}
 	c.fuse.reset()
-	c.regs = maps.Clone(c.si.Reset)
-	c.rate = romBaud
+	c.regs = c.resetRegisters()
+	c.rate = c.bootRate()
 	c.boot = c.runBootCode(reason)
 	c.resets++
 	c.state = c.boot.State
+	if c.loading() && c.loaderCrashes() {
+		c.state = bootrom.Halted
+	}
 	c.ld = loader{flashSize: romFlashSize, secure: c.state == bootrom.SecureDownload}
 	c.emit(c.boot.Text)
 	c.armLoop()
@@ -159,7 +173,7 @@ func (c *Chip) runBootCode(reason int) bootrom.Output {
 // bootInput is the chip as a boot finds it.
 func (c *Chip) bootInput(reason int) bootrom.Input {
 	return bootrom.Input{
-		Model: c.model, Revision: c.revision,
+		Model: c.model.At(c.revision), Revision: c.revision,
 		Flash: c.flash, FlashSize: c.flash.Size(),
 		FlashCryptCount:  uint32(c.fuse.field(c.model.EFuse.FlashCryptCount)),
 		FlashCryptConfig: uint32(c.fuse.field("FLASH_CRYPT_CONFIG")),
@@ -188,6 +202,26 @@ func (c *Chip) newKey() []byte {
 		key[i] = byte(r.Uint32())
 	}
 	return key
+}
+
+// loaderCrashes is what a mask ROM does when it enters its loader in a state that
+// the errata warn of. It also settles whether the flash has its supply.
+func (c *Chip) loaderCrashes() bool {
+	p := c.si.FlashPower
+	if p.Off == nil || !p.Off(c.revision) {
+		c.flashOn = true
+	} else if c.revision >= p.ByROMSince && c.fuse.field(p.ByROM) != 0 {
+		if c.forced {
+			return true // ROM-816: the supply is switched on a second time
+		}
+		c.flashOn, c.forced = true, true
+		c.regs[p.Force] |= 3
+	}
+	pair := c.si.CrashPair
+	if pair[0] != "" && c.fuse.field(pair[0]) != 0 && c.fuse.field(pair[1]) != 0 {
+		return true
+	}
+	return c.opt.USBSerial && c.fuse.field(c.si.USBDownload) != 0
 }
 
 // hang is a chip that does nothing any more until a reset.
@@ -252,7 +286,7 @@ func (c *Chip) powerOn() {
 }
 
 func (c *Chip) powerOff() {
-	c.supply = false
+	c.supply, c.flashOn, c.forced = false, false, false
 	c.stop()
 }
 

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
 )
 
@@ -89,11 +90,16 @@ func (c *Chip) Load(r io.Reader) error {
 			return fmt.Errorf("%w: eFuse block %d: %w", ErrState, i, err)
 		}
 	}
+	tab, err := table.ForRevision(c.model.Name, chip.Revision(s.Revision))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
 	if _, err := c.flash.ReadFrom(br); err != nil { // then it is what it was
 		return fmt.Errorf("%w: flash: %w", ErrState, err)
 	}
 	c.fuse.cells = cells
-	c.revision = chip.Revision(s.Revision)
+	c.revision, c.tab = chip.Revision(s.Revision), tab
+	c.fuse.use(tab)
 	c.fuse.load()
 	if c.supply {
 		c.powerOff()

@@ -156,8 +156,10 @@ func (b *boot) loadBootloader() (imageHeader, bool) {
 		}
 		return h, false
 	}
-	b.say(b.rom.Config, h.wpPin)
-	b.say("mode:%s, clock div:%d\r\n", h.modeName(), h.clockDivider())
+	if b.rom.Config != "" {
+		b.say(b.rom.Config, h.wpPin)
+	}
+	b.say(b.rom.Mode, h.modeName(), h.clockDivider())
 	if h.segments > maxSegments {
 		return h, false
 	}

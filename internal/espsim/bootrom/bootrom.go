@@ -103,9 +103,9 @@ type Input struct {
 	FlashCryptCount  uint32 // flash encryption is on while its popcount is odd
 	FlashCryptConfig uint32 // ESP32 only: which key bits the address tweaks
 	// Key is the flash encryption key in the byte order of the eFuse array: the
-	// block's words, each little-endian. 32 bytes, or 24 on an ESP32 with the 3/4
-	// coding scheme. nil if no key block can be used: the cipher then gets a key
-	// of zeros.
+	// block's words, each little-endian. 32 bytes; 24 on an ESP32 with the 3/4 coding
+	// scheme; 64 for XTS-AES-256, KEY_1's block first; 16 for an ESP32-C2 that derives
+	// its key. nil if no key block can be used: the cipher then gets a key of zeros.
 	Key []byte
 
 	// EFuses as boot code reads them; the zero value is a chip with nothing burned.

@@ -3,6 +3,7 @@ package bootrom
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -32,21 +33,27 @@ func newFlashView(in Input) *flashView {
 	if bits.OnesCount32(in.FlashCryptCount)%2 == 0 {
 		return v
 	}
-	// The array holds the key file's bytes in reverse (esp-facts B.9).
-	key := slices.Clone(in.Key)
-	slices.Reverse(key)
-	if in.Key == nil {
-		key = make([]byte, 32)
-	}
-	switch in.Model.Scheme {
-	case chip.SchemeESP32:
-		v.decrypt, v.encrypt = esp32Cipher(key, in.FlashCryptConfig)
-	case chip.SchemeXTS128:
-		v.decrypt, v.encrypt = xtsCipher(key)
-	default:
-		panic(fmt.Sprintf("bootrom: no cipher for %s: add the scheme %q here", in.Model.Name, in.Model.Scheme))
+	if in.Model.Scheme == chip.SchemeESP32 {
+		v.decrypt, v.encrypt = esp32Cipher(keyFile(in.Key, 32), in.FlashCryptConfig)
+	} else {
+		v.decrypt, v.encrypt = xtsCipher(keyFile(in.Key, 32))
 	}
 	return v
+}
+
+// keyFile turns the array's bytes into those of the key file: the array holds each
+// block's key in reverse (esp-facts B.9). Without a key the unit has one of zeros.
+func keyFile(array []byte, n int) []byte {
+	if array == nil {
+		return make([]byte, n)
+	}
+	var key []byte
+	for half := range slices.Chunk(array, 32) {
+		half = slices.Clone(half)
+		slices.Reverse(half)
+		key = append(key, half...)
+	}
+	return key
 }
 
 // read gives n bytes from addr. It fails beyond the end of the flash.
@@ -165,12 +172,17 @@ var esp32AddressBits = func() []uint {
 // 128-byte unit is byte-reversed, goes through standard XTS with the unit's flash
 // address as data unit number, and is byte-reversed again.
 func xtsCipher(key []byte) (decrypt, encrypt func(uint32, *[unit]byte)) {
-	if len(key) != 32 {
-		panic(fmt.Sprintf("bootrom: an XTS-AES-128 flash key of %d bytes, want 32", len(key)))
+	switch len(key) {
+	case 16: // the ESP32-C2's half block: the key of the unit is its hash
+		sum := sha256.Sum256(key)
+		key = sum[:]
+	case 32, 64:
+	default:
+		panic(fmt.Sprintf("bootrom: an XTS-AES flash key of %d bytes: 32, 64, or 16 on an ESP32-C2", len(key)))
 	}
 	c, err := xts.NewCipher(aes.NewCipher, key)
 	if err != nil {
-		panic(err) // 32 bytes always make a key
+		panic(err) // such lengths always make a key
 	}
 	with := func(op func(c *xts.Cipher, dst, src []byte, sector uint64)) func(uint32, *[unit]byte) {
 		return func(addr uint32, u *[unit]byte) {

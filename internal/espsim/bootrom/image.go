@@ -3,6 +3,7 @@ package bootrom
 import (
 	"crypto/sha256"
 	"errors"
+	"slices"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/espsim/silicon"
@@ -131,7 +132,17 @@ func readImage(f *flashView, at uint32, h imageHeader, visit func(segment) error
 	return img, nil
 }
 
-const mmuPage = 0x10000
+// pageSize is the MMU page that an app was built for: its descriptor says so where
+// chips have several (ESP-IDF esp_app_desc.h, mmu_page_size).
+func (b *boot) pageSize(at uint32) uint32 {
+	raw, err := b.flash.read(at+headerLen+segmentLen, 0xB5)
+	if err == nil && le32(raw) == descriptorMagic {
+		if log := raw[0xB4]; log < 32 && slices.Contains(b.si.Pages, 1<<log) {
+			return 1 << log
+		}
+	}
+	return uint32(b.si.Pages[0])
+}
 
 // appImage is an app that the second stage has checked.
 type appImage struct {
@@ -163,7 +174,8 @@ func (b *boot) verifyApp(at, partitionSize uint32) (appImage, bool) {
 		b.errorf("esp_image", "image at 0x%x segment count %d exceeds max %d", at, h.segments, maxSegments)
 		return app, false
 	}
-	img, err := readImage(b.flash, at, h, func(s segment) error { return b.visitSegment(s) })
+	page := b.pageSize(at)
+	img, err := readImage(b.flash, at, h, func(s segment) error { return b.visitSegment(s, page) })
 	if err != nil {
 		if !errors.Is(err, errSegment) {
 			b.errorf("esp_image", "bootloader_flash_read failed at 0x%08x", at)
@@ -194,13 +206,13 @@ func (b *boot) verifyApp(at, partitionSize uint32) (appImage, bool) {
 // errSegment says that a segment header was refused and the reason is logged.
 var errSegment = errors.New("segment refused")
 
-func (b *boot) visitSegment(s segment) error {
+func (b *boot) visitSegment(s segment, page uint32) error {
 	if s.size%4 != 0 || s.size >= maxSegment {
 		b.errorf("esp_image", "invalid segment length 0x%x", s.size)
 		return errSegment
 	}
 	mapped := silicon.Within(b.si.Memory.Mapped, s.load, 1)
-	if mapped && s.data%mmuPage != s.load%mmuPage {
+	if mapped && s.data%page != s.load%page {
 		b.errorf("esp_image", "Segment %d load address 0x%08x, doesn't match data 0x%08x", s.index, s.load, s.data)
 		return errSegment
 	}

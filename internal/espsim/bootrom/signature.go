@@ -12,6 +12,7 @@ import (
 	"hash/crc32"
 	"math/big"
 	"slices"
+	"strings"
 
 	"github.com/provisiond/provisiond/esp/chip"
 )
@@ -303,8 +304,8 @@ func (b *boot) verifySector(blocks [][]byte, d digests, trusted []trustedKey, te
 			}
 			break
 		}
-		if stored, sum := le32(raw[sigCRC:]), crcOf(raw); stored != sum {
-			tell(b.rom.SecureBoot.BadCRC, i, stored&0xFF, sum&0xFF)
+		if le32(raw[sigCRC:]) != crcOf(raw) {
+			tell(b.rom.SecureBoot.BadCRC, i)
 			continue
 		}
 		s := parseSignature(raw)
@@ -346,7 +347,7 @@ func (b *boot) secureBootOn() bool {
 func (b *boot) verifyBootloader(at uint32, img image) bool {
 	t, sb := b.rom.SecureBoot, b.in.Model.SecureBoot
 	trusted := b.trustedKeys()
-	if sb.DigestIn == chip.DigestInKeyBlocks {
+	if strings.Contains(t.Enabled, "%s") {
 		slots := ""
 		for i, k := range trusted {
 			if i > 0 {
@@ -380,7 +381,7 @@ func (b *boot) verifyBootloader(at uint32, img image) bool {
 	if t.ByScheme {
 		verdict = family(scheme) + " " + verdict
 	}
-	if !ok {
+	if !ok || t.Broken {
 		b.say(verdict, "failed")
 		b.say("%s", t.Failed)
 		return false

@@ -5,7 +5,7 @@ import "github.com/provisiond/provisiond/esp/chip"
 // The values of fixed registers, of registers after a reset and of factory words
 // are those of the ROM transcript.
 var esp32 = Silicon{
-	Name: "esp32", Revision: 301, Crystal: 40_000_000,
+	Name: "esp32", Revision: 301, Crystals: []int{40},
 	Fixed: map[uint32]uint32{
 		chip.MagicRegister: 0x00F01D83,
 		0x3FF5F06C:         0x28000,    // the ROM's measurement of the crystal against the 8 MHz oscillator
@@ -17,9 +17,11 @@ var esp32 = Silicon{
 		0x3FF42028: 0, 0x3FF4202C: 0, 0x3FF42080: 0,
 		0x3FF5A0F8: 0, 0x3FF5A118: 0,
 	},
-	Timing: []chip.RegWrite{
-		{Addr: 0x3FF5A0F8, Value: 0xFFA0, Mask: 0xFFFF}, // CLK_SEL1 255, CLK_SEL0 160
-		{Addr: 0x3FF5A118, Value: 0x50, Mask: 0xFF},     // DAC_CLK_DIV 80
+	Timing: func(int) []chip.RegWrite {
+		return []chip.RegWrite{
+			{Addr: 0x3FF5A0F8, Value: 0xFFA0, Mask: 0xFFFF}, // CLK_SEL1 255, CLK_SEL0 160
+			{Addr: 0x3FF5A118, Value: 0x50, Mask: 0xFF},     // DAC_CLK_DIV 80
+		}
 	},
 	Factory: [][]uint32{{0, 0, 0, 0x2200, 0xE50, 0, 0}},
 	MACCRC:  "MAC_CRC",
@@ -56,6 +58,7 @@ var esp32 = Silicon{
 			HeaderAgain:  true,
 			Config: "configsip: 0, SPIWP:0x%02x\r\n" +
 				"clk_drv:0x00,q_drv:0x00,d_drv:0x00,cs0_drv:0x00,hd_drv:0x00,wp_drv:0x00\r\n",
+			Mode:     "mode:%s, clock div:%d\r\n",
 			Load:     "load:0x%08x,len:%d\r\n",
 			Checksum: "csum err:0x%02x!=0x%02x\r\nets_main.c 384 \r\n",
 			Watchdog: 0x10, // RTCWDT_RTC_RESET
@@ -65,7 +68,7 @@ var esp32 = Silicon{
 				// No public log was found of the failure's last line and of a bad CRC;
 				// the test of ESP-IDF waits for the start of the latter.
 				Failed: "ets_main.c 384 \r\n",
-				BadCRC: "Sig block %d invalid: Stored CRC ends 0x%02x calculated 0x%02x\r\n",
+				BadCRC: "Sig block %d invalid: Stored CRC ends\r\n",
 			},
 		}
 		if rev < 300 { // the ROM before ECO3
@@ -85,6 +88,7 @@ var esp32 = Silicon{
 			{0x50000000, 0x50002000}, // RTC slow memory
 		},
 	},
+	Pages: []int{0x10000},
 	FirstBoot: FirstBoot{
 		SecureBoot: []chip.Assignment{
 			{Field: "JTAG_DISABLE", Value: 1},
