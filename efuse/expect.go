@@ -113,7 +113,11 @@ func (e Expectation) Verify(s *Snapshot) error {
 	}
 	for i, b := range n.blocks {
 		if b.Key {
-			for _, slot := range b.Slots() {
+			slots := b.Slots()
+			if _, whole := burned[b.Name]; whole {
+				slots = []table.Slot{b.Whole()}
+			}
+			for _, slot := range slots {
 				p, ours := burned[slot.Name]
 				e.keySlot(bad, s, slot, ours, p.Reversed, hides(slot.RDDis))
 			}

@@ -478,9 +478,9 @@ func (c *checker) readProtect(cs *checkedStage, name string) {
 		return
 	}
 	b := c.n.blocks[i]
-	rd, slots := b.RDDisAll, b.Slots()
+	rd := b.RDDisAll
 	if s, ok := c.t.Slot(name); ok {
-		rd, slots = s.RDDis, []table.Slot{s}
+		rd = s.RDDis
 	}
 	m, _ := c.t.Field("RD_DIS")
 	already := true
@@ -499,8 +499,9 @@ func (c *checker) readProtect(cs *checkedStage, name string) {
 			bad("is empty: hidden, it would pass for a key")
 			return
 		}
-		for _, s := range slots {
-			if p, known := c.purposeOf(s); known && p.Reading == table.ReadNever {
+		for _, s := range slotsInUse(c.t, b, c.get) {
+			hit := slices.ContainsFunc(s.RDDis, func(bit int) bool { return slices.Contains(rd, bit) })
+			if p, known := c.purposeOf(s); hit && known && p.Reading == table.ReadNever {
 				bad("holds %s, which the chip must be able to read", p.Name)
 				return
 			}
@@ -527,7 +528,9 @@ func (c *checker) key(cs *checkedStage, k KeyBurn) {
 		bad("is no key block of %s", c.m.Title)
 		return
 	}
-	if slices.ContainsFunc(cs.keys, func(o checkedKey) bool { return o.slot.Name == slot.Name }) {
+	if slices.ContainsFunc(cs.keys, func(o checkedKey) bool {
+		return o.slot.Block == slot.Block && o.slot.Offset < slot.Offset+slot.Bytes && slot.Offset < o.slot.Offset+o.slot.Bytes
+	}) {
 		bad("is given two keys")
 		return
 	}
@@ -579,12 +582,36 @@ func (c *checker) key(cs *checkedStage, k KeyBurn) {
 			}
 		}
 	}
+	c.keyFields(cs, b, p, bad)
 	cs.keys = append(cs.keys, ck)
 	note := fmt.Sprintf("%d key bytes, in order", ck.bytes)
 	if p.Reversed {
 		note = fmt.Sprintf("%d key bytes, last byte first", ck.bytes)
 	}
 	cs.bits = append(cs.bits, Bit{Stage: cs.Name, BitRef: BitRef{Block: slot.Name, Bit: -1, Field: slot.Name}, Note: note})
+}
+
+// keyFields adds the fields that are burned with a key, and refuses a key beside the
+// fields of another one: the chip would read the block as that.
+func (c *checker) keyFields(cs *checkedStage, b table.Block, p table.Purpose, bad func(string, ...any)) {
+	for _, name := range p.Sets {
+		f, _ := c.t.Field(name)
+		if c.get(f) == 0 && c.locked(f.WRDis, f.Block) {
+			bad("%s is write-protected, and %s needs it", name, p.Name)
+		}
+		c.want(cs, f.Block, f.Bits()[0], fmt.Sprintf("%s is %s for good", b.Name, p.Name))
+	}
+	for _, other := range c.t.Purposes() {
+		slot, ok := c.t.Slot(other.Block)
+		if !ok || slot.Block != b.Index {
+			continue
+		}
+		for _, name := range other.Sets {
+			if f, _ := c.t.Field(name); !slices.Contains(p.Sets, name) && c.get(f) != 0 {
+				bad("%s is set, so the chip takes the block for %s", name, other.Name)
+			}
+		}
+	}
 }
 
 // codedBlocks refuses fields in blocks that a coding scheme allows to be burned

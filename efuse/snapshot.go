@@ -312,41 +312,69 @@ type KeyBlockState struct {
 // because that is what an interrupted burn of a flash key leaves.
 func (s *Snapshot) KeyBlocks() []KeyBlockState {
 	var out []KeyBlockState
-	for _, slot := range s.t.Slots() {
-		b := s.t.Blocks()[slot.Block]
-		k := KeyBlockState{
-			Block: b.Index, Name: slot.Name,
-			ReadProtected: s.readProtected(slot.RDDis), WriteProtected: s.writeProtected(b.WRDis),
+	for _, b := range s.t.Blocks() {
+		for _, slot := range slotsInUse(s.t, b, s.value) {
+			out = append(out, s.keyBlock(slot))
 		}
-		// A coded block takes one burn: a slot is free while its whole block is.
-		k.Free = s.blocks[b.Index].key == nil && !s.readProtected(b.RDDisAll) && !k.WriteProtected
-		reversed := true
-		if f, ok := purposeField(s.t, b); ok {
-			v := s.value(f)
-			k.Purpose = purposeName(s.t, v)
-			k.PurposeWriteProtected = s.writeProtected(f.WRDis)
-			k.Free = k.Free && v == 0 && !k.PurposeWriteProtected
-			if p, ok := s.t.Purpose(k.Purpose); ok && v != 0 {
-				reversed = p.Reversed
-			}
-		} else if p, ok := slotPurpose(s.t, slot); ok {
-			k.Purpose, reversed = p.Name, p.Reversed
-		}
-		k.Fingerprint = s.fingerprint(slot, reversed)
-		k.Zero = k.Fingerprint.IsZero()
-		out = append(out, k)
 	}
 	return out
 }
 
-// KeyBlock finds one by any name of the block.
+func (s *Snapshot) keyBlock(slot table.Slot) KeyBlockState {
+	b := s.t.Blocks()[slot.Block]
+	k := KeyBlockState{
+		Block: b.Index, Name: slot.Name,
+		ReadProtected: s.readProtected(slot.RDDis), WriteProtected: s.writeProtected(b.WRDis),
+	}
+	// A coded block takes one burn: a slot is free while its whole block is.
+	k.Free = s.blocks[b.Index].key == nil && !s.readProtected(b.RDDisAll) && !k.WriteProtected
+	reversed := true
+	if f, ok := purposeField(s.t, b); ok {
+		v := s.value(f)
+		k.Purpose = purposeName(s.t, v)
+		k.PurposeWriteProtected = s.writeProtected(f.WRDis)
+		k.Free = k.Free && v == 0 && !k.PurposeWriteProtected
+		if p, ok := s.t.Purpose(k.Purpose); ok && v != 0 {
+			reversed = p.Reversed
+		}
+	} else if p, ok := slotPurpose(s.t, slot); ok {
+		k.Purpose, reversed = p.Name, p.Reversed
+	}
+	k.Fingerprint = s.fingerprint(slot, reversed)
+	k.Zero = k.Fingerprint.IsZero()
+	return k
+}
+
+// slotsInUse lists the slots of a key block as they are used: its halves, unless the
+// fields that come with a key of the whole block are set.
+func slotsInUse(t *table.Table, b table.Block, value func(table.Field) uint64) []table.Slot {
+	slots := b.Slots()
+	if len(slots) < 2 {
+		return slots
+	}
+	whole := b.Whole()
+	p, ok := slotPurpose(t, whole)
+	if !ok || !setsHold(t, p, value) {
+		return slots
+	}
+	return []table.Slot{whole}
+}
+
+// setsHold says whether every field that is burned with a key of this purpose is set.
+func setsHold(t *table.Table, p table.Purpose, value func(table.Field) uint64) bool {
+	return !slices.ContainsFunc(p.Sets, func(name string) bool {
+		f, ok := t.Field(name)
+		return !ok || value(f) == 0
+	})
+}
+
+// KeyBlock finds one by any name of the block or of its half.
 func (s *Snapshot) KeyBlock(name string) (KeyBlockState, error) {
 	slot, ok := s.t.Slot(name)
 	if !ok {
 		return KeyBlockState{}, fmt.Errorf("%q is no key block of %s", name, s.m.Title)
 	}
-	all := s.KeyBlocks()
-	return all[slices.IndexFunc(all, func(k KeyBlockState) bool { return k.Name == slot.Name })], nil
+	return s.keyBlock(slot), nil
 }
 
 // purposeField finds KEY_PURPOSE_n of a key block. Key block n of the chips that

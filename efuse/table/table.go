@@ -45,8 +45,8 @@ type Block struct {
 	Key      bool   // may hold a key
 }
 
-// Slot is where one key goes: a whole key block, or on the ESP32-C2, whose one
-// block holds two keys, a half of it. The halves of a block are burned together.
+// Slot is where one key goes: a whole key block, or a half of it on the ESP32-C2, whose
+// one block holds either one key or two. The halves of a block are burned together.
 type Slot struct {
 	Name   string // the block's; KEY0.LOW and KEY0.HI for halves
 	Block  int
@@ -123,6 +123,7 @@ type Purpose struct {
 	Bytes    int
 	Reversed bool // the key's bytes go into the block last byte first
 	Reading  Reading
+	Sets     []string // one-bit fields that are burned with the key and tell it from others
 }
 
 // Source says where a table's facts are from.
@@ -233,7 +234,7 @@ func (b Block) Slots() []Slot {
 	if !b.Key {
 		return nil
 	}
-	whole := Slot{Name: b.Name, Block: b.Index, Bytes: 4 * b.Words, RDDis: slices.Clone(b.RDDisAll)}
+	whole := b.Whole()
 	if len(b.RDDisAll) != len(halves) {
 		return []Slot{whole}
 	}
@@ -254,13 +255,15 @@ func (t *Table) Slots() []Slot {
 	return out
 }
 
-// Slot finds a slot by its name, or by any name of a block that is one slot.
+// Whole is the block as one slot, also where it has two.
+func (b Block) Whole() Slot {
+	return Slot{Name: b.Name, Block: b.Index, Bytes: 4 * b.Words, RDDis: slices.Clone(b.RDDisAll)}
+}
+
+// Slot finds a slot by its name; any name of a key block is its whole.
 func (t *Table) Slot(name string) (Slot, bool) {
 	if b, ok := t.Block(name); ok {
-		if s := b.Slots(); len(s) == 1 {
-			return s[0], true
-		}
-		return Slot{}, false
+		return b.Whole(), b.Key
 	}
 	for _, s := range t.Slots() {
 		if s.Name == name {
@@ -331,12 +334,19 @@ func (t *Table) protection(name string) (wr int, rd []int, ok bool) {
 }
 
 // Purposes lists what key blocks can be for.
-func (t *Table) Purposes() []Purpose { return slices.Clone(t.purposes) }
+func (t *Table) Purposes() []Purpose {
+	out := slices.Clone(t.purposes)
+	for i := range out {
+		out[i].Sets = slices.Clone(out[i].Sets)
+	}
+	return out
+}
 
 // Purpose finds a purpose by name.
 func (t *Table) Purpose(name string) (Purpose, bool) {
 	for _, p := range t.purposes {
 		if p.Name == name {
+			p.Sets = slices.Clone(p.Sets)
 			return p, true
 		}
 	}

@@ -78,10 +78,10 @@ var tables = []*Table{
 		chip: "esp32c2", first: 0, file: "esp32c2.csv",
 		sources: []Source{{File: "components/efuse/esp32c2/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "8613bebc77613fed03d4fdc2d5930711a10b0e2093fe8abbc896c2fb03e4d005"}},
 		hash: [32]byte{
-			0x46, 0xec, 0x8c, 0x59, 0xde, 0xb2, 0x5b, 0x99,
-			0x1a, 0xdc, 0x8f, 0x9a, 0x32, 0xf7, 0x50, 0xb4,
-			0x84, 0x53, 0x39, 0xb2, 0xd0, 0xfb, 0x8f, 0x1b,
-			0x3c, 0xe8, 0x50, 0xc7, 0x5c, 0x24, 0x23, 0x84,
+			0x22, 0x02, 0x5a, 0x33, 0xcf, 0xa7, 0x88, 0x50,
+			0x2b, 0xdd, 0x7a, 0xbf, 0xa0, 0x62, 0x7f, 0x8a,
+			0x09, 0xbc, 0xc2, 0x6a, 0x87, 0xd1, 0x4c, 0xac,
+			0x93, 0xb0, 0x97, 0x96, 0xa0, 0x7f, 0x6f, 0xa3,
 		},
 		blocks: []Block{
 			{Index: 0, Name: "BLOCK0", Aliases: []string{"BLK0"}, ReadOff: 0x02c, WriteOff: 0x000, Words: 2, WRDis: -1, RDDis: -1, RDDisAll: nil, Key: false},
@@ -90,6 +90,7 @@ var tables = []*Table{
 			{Index: 3, Name: "KEY0", Aliases: []string{"BLOCK3", "BLK3", "BLOCK_KEY0"}, ReadOff: 0x060, WriteOff: 0x000, Words: 8, WRDis: 7, RDDis: 0, RDDisAll: []int{0, 1}, Key: true},
 		},
 		purposes: []Purpose{
+			{Name: "XTS_AES_128_KEY", Value: -1, Block: "KEY0", Bytes: 32, Reversed: true, Reading: ReadMust, Sets: []string{"XTS_KEY_LENGTH_256"}},
 			{Name: "XTS_AES_128_KEY_DERIVED_FROM_128_EFUSE_BITS", Value: -1, Block: "KEY0.LOW", Bytes: 16, Reversed: true, Reading: ReadMust},
 			{Name: "SECURE_BOOT_DIGEST", Value: -1, Block: "KEY0.HI", Bytes: 16, Reversed: false, Reading: ReadNever},
 		},

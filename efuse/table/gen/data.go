@@ -25,7 +25,7 @@ type file struct {
 
 // columns is how many columns each kind of record has, its kind included. A chip
 // with several tables names the first revision of a later one in a third column.
-var columns = map[string][]int{"chip": {2, 3}, "source": {4}, "absent": {2}, "block": {10}, "purpose": {7}, "field": {10}}
+var columns = map[string][]int{"chip": {2, 3}, "source": {4}, "absent": {2}, "block": {10}, "purpose": {7, 8}, "field": {10}}
 
 var (
 	orders   = []string{"same", "reversed"}
@@ -98,10 +98,16 @@ func (f *file) line(line string) error {
 		b.RDDis = first(b.RDDisAll)
 		f.blocks = append(f.blocks, b)
 	case "purpose":
-		f.purposes = append(f.purposes, table.Purpose{
+		x := table.Purpose{
 			Value: p.optional(col[1]), Name: p.text(col[2]), Block: p.none(col[3]), Bytes: p.number(col[4]),
 			Reversed: p.choice(col[5], orders) == 1, Reading: table.Reading(p.choice(col[6], readings)),
-		})
+		}
+		if len(col) == 8 {
+			if x.Sets = p.list(col[7]); x.Sets == nil {
+				p.fail("a purpose that sets nothing has no such column")
+			}
+		}
+		f.purposes = append(f.purposes, x)
 	case "field":
 		fd := table.Field{
 			Name: p.text(col[1]), Aliases: p.list(col[2]), Block: p.number(col[3]), Parts: p.parts(col[4]),
@@ -162,8 +168,14 @@ func (f *file) encode() []byte {
 			strconv.Itoa(x.Words), optional(x.WRDis), numbers(x.RDDisAll), map[bool]string{false: "-", true: "key"}[x.Key])
 	}
 	for _, x := range f.purposes {
-		row("purpose", optional(x.Value), x.Name, join(strings.Fields(x.Block)), strconv.Itoa(x.Bytes),
-			orders[btoi(x.Reversed)], readings[x.Reading])
+		col := []string{
+			"purpose", optional(x.Value), x.Name, join(strings.Fields(x.Block)), strconv.Itoa(x.Bytes),
+			orders[btoi(x.Reversed)], readings[x.Reading],
+		}
+		if len(x.Sets) > 0 {
+			col = append(col, join(x.Sets))
+		}
+		row(col...)
 	}
 	for _, x := range f.fields {
 		var parts, values []string
@@ -414,11 +426,16 @@ func (f *file) check() error {
 		if (p.Value == table.None) != (p.Block != "") {
 			return fmt.Errorf("purpose %s: either a value or a slot", p.Name)
 		}
+		for _, n := range p.Sets {
+			if width[n] != 1 {
+				return fmt.Errorf("purpose %s sets %s, which is no field of one bit", p.Name, n)
+			}
+		}
 		if p.Block == "" {
 			continue
 		}
 		if !slices.ContainsFunc(f.blocks, func(b table.Block) bool {
-			return slices.ContainsFunc(b.Slots(), func(s table.Slot) bool { return s.Name == p.Block && s.Bytes == p.Bytes })
+			return b.Key && slices.ContainsFunc(append(b.Slots(), b.Whole()), func(s table.Slot) bool { return s.Name == p.Block && s.Bytes == p.Bytes })
 		}) {
 			return fmt.Errorf("purpose %s: no slot %s of %d bytes", p.Name, p.Block, p.Bytes)
 		}

@@ -101,8 +101,12 @@ func generate(dir string) ([]byte, error) {
 		}
 		b.WriteString("},\npurposes: []Purpose{\n")
 		for _, x := range f.purposes {
-			fmt.Fprintf(&b, "{Name: %q, Value: %d, Block: %q, Bytes: %d, Reversed: %t, Reading: %s},\n",
-				x.Name, x.Value, x.Block, x.Bytes, x.Reversed, [...]string{"ReadAny", "ReadMust", "ReadNever"}[x.Reading])
+			sets := ""
+			if len(x.Sets) > 0 {
+				sets = ", Sets: " + literal(x.Sets)
+			}
+			fmt.Fprintf(&b, "{Name: %q, Value: %d, Block: %q, Bytes: %d, Reversed: %t, Reading: %s%s},\n",
+				x.Name, x.Value, x.Block, x.Bytes, x.Reversed, [...]string{"ReadAny", "ReadMust", "ReadNever"}[x.Reading], sets)
 		}
 		b.WriteString("},\nfields: []Field{\n")
 		for _, x := range f.fields {
