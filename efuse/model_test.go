@@ -53,19 +53,48 @@ type regWrite struct {
 
 var errRefused = errors.New("status 01 05: message not allowed")
 
-// factory words as the transcripts show them (esp32 v3.1, esp32c3 v0.3).
+// factory words as the transcripts show them (esp32 v3.1, esp32c3 v0.3); other chips
+// get an identity from newSilicon.
 var factory = map[string]map[int][]uint32{
 	"esp32":   {0: {0, 0xc47f4b06, 0x0035240a, 0x0000a200, 0x00000e50, 0x01100000, 0}},
 	"esp32c3": {1: {0xa1c9c3b3, 0x00007cdf, 0, 0x03100000, 0, 0}, 2: {0x6f061900, 0x4c022b83, 0xc8dcbb87, 0x0c15c56f, 1, 0, 0, 0}},
 }
 
+// identityBits says where a chip's revision is (esp-facts B.8).
+var identityBits = map[string]struct {
+	block int
+	parts []revisionBits
+}{
+	"esp32s2":  {1, []revisionBits{{false, 3, 20, 1, 3}, {false, 4, 4, 3, 0}, {true, 3, 18, 2, 0}}},
+	"esp32s3":  {1, []revisionBits{{false, 5, 23, 1, 3}, {false, 3, 18, 3, 0}, {true, 5, 24, 2, 0}}},
+	"esp32c6":  {1, []revisionBits{{false, 3, 18, 4, 0}, {true, 3, 22, 2, 0}}},
+	"esp32h2":  {1, []revisionBits{{false, 3, 18, 3, 0}, {true, 3, 21, 2, 0}}},
+	"esp32c2":  {2, []revisionBits{{false, 1, 16, 4, 0}, {true, 1, 20, 2, 0}}},
+	"esp32c5":  {1, []revisionBits{{false, 2, 0, 4, 0}, {true, 2, 4, 2, 0}}},
+	"esp32c61": {1, []revisionBits{{false, 2, 0, 4, 0}, {true, 2, 4, 2, 0}}},
+	"esp32p4":  {1, []revisionBits{{false, 2, 0, 4, 0}, {true, 2, 4, 2, 0}, {true, 2, 23, 1, 2}}},
+}
+
+// revisionBits are bits of a word that hold len bits of the minor or major number,
+// from bit from on.
+type revisionBits struct {
+	major                bool
+	word, bit, len, from int
+}
+
 func newFake(t testing.TB, name string) *fake {
+	t.Helper()
+	return newSilicon(t, name, 3)
+}
+
+// newSilicon is a fake of a revision, in the chips that factory has not.
+func newSilicon(t testing.TB, name string, rev chip.Revision) *fake {
 	t.Helper()
 	m, err := chip.ByName(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tab, err := table.For(name)
+	tab, err := table.ForRevision(name, rev)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,6 +109,19 @@ func newFake(t testing.TB, name string) *fake {
 		if w := factory[name][i]; w != nil {
 			f.put(i, w)
 		}
+	}
+	if factory[name] == nil {
+		id := identityBits[name]
+		words := make([]uint32, f.blk[id.block].Words)
+		words[0], words[1] = 0xa1c9c3b3, 0x00007cdf
+		for _, part := range id.parts {
+			v := uint32(rev % 100)
+			if part.major {
+				v = uint32(rev / 100)
+			}
+			words[part.word] |= v >> part.from & (1<<part.len - 1) << part.bit
+		}
+		f.put(id.block, words)
 	}
 	if m.EFuse.RevisionBit2Register != 0 {
 		f.regs[m.EFuse.RevisionBit2Register] = 0x96042000
@@ -174,9 +216,9 @@ func (f *fake) load() {
 				}
 			}
 		}
-		for _, bit := range b.RDDisAll {
-			if rd>>bit&1 != 0 {
-				clear(out)
+		for n, bit := range b.RDDisAll {
+			if size := len(out) / len(b.RDDisAll); rd>>bit&1 != 0 {
+				clear(out[n*size : (n+1)*size])
 			}
 		}
 	}
@@ -189,12 +231,18 @@ func (f *fake) load() {
 	}
 }
 
-// rsError reports one wrong symbol and a failure, in the C3's shifted layout.
+// rsError reports one wrong symbol and a failure; the C3's fail bits are shifted.
 func (f *fake) rsError(block int) {
-	count, fail := 4*(block-1), 4*block+3
+	count, fail := 4*(block-1), 4*(block-1)+3
+	if f.m.Name == "esp32c3" {
+		fail = 4*block + 3
+	}
 	f.errs[f.m.EFuse.RSErr[count/32]] |= 1 << (count % 32)
 	f.errs[f.m.EFuse.RSErr[fail/32]] |= 1 << (fail % 32)
 }
+
+// Crystal is what the loader's client measures.
+func (f *fake) Crystal(context.Context) (int, error) { return f.mhz, nil }
 
 func (f *fake) ReadReg(ctx context.Context, addr uint32) (uint32, error) {
 	if err := ctx.Err(); err != nil {
@@ -296,14 +344,33 @@ func (f *fake) program(block int) {
 		}
 		return
 	}
-	if f.regs[ef.DACConf] != 0x1FE28 || f.regs[ef.WrTimConf1] != 0x300000 || f.regs[ef.WrTimConf2] != 0x190 {
-		f.t.Errorf("burn with timing %x %x %x", f.regs[ef.DACConf], f.regs[ef.WrTimConf1], f.regs[ef.WrTimConf2])
+	for off, want := range burnTiming(f.m.Name, f.mhz) {
+		if got := f.regs[ef.Base+off]; got != want {
+			f.t.Errorf("burn with 0x%x in the timing register +0x%03x, want 0x%x", got, off, want)
+		}
 	}
 	var words []uint32
 	for w := range 11 {
 		words = append(words, f.regs[ef.PgmData+4*uint32(w)])
 	}
 	f.burnBlock(block, words[:len(f.cells[block])])
+}
+
+// burnTiming is esp-facts B.4 by register offset.
+func burnTiming(name string, mhz int) map[uint32]uint32 {
+	switch name {
+	case "esp32p4":
+		return map[uint32]uint32{0x1E8: 0, 0x1F0: 0, 0x1F4: 0}
+	case "esp32s2":
+		return map[uint32]uint32{0x1E8: 0x50, 0x1F4: 0x510001, 0x1F8: 0x80, 0x1F0: 0x1900201, 0x1EC: 0x201}
+	case "esp32s3":
+		return map[uint32]uint32{0x1E8: 0x1FE28, 0x1F4: 0x300000, 0x1F8: 0x190}
+	case "esp32c5":
+		return map[uint32]uint32{0x1EC: 0x1FE28, 0x1F4: 0x300000, 0x1F8: 0x190}
+	case "esp32c2":
+		return map[uint32]uint32{0x108: 0x1FE28, 0x114: 0x300000, 0x118: 0x190, 0x110: map[int]uint32{26: 130, 40: 200}[mhz] << 8}
+	}
+	return map[uint32]uint32{0x1E8: 0x1FE28, 0x1F0: 0x300000, 0x1F4: 0x190}
 }
 
 func (f *fake) burnBlock(block int, words []uint32) {
