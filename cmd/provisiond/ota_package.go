@@ -16,7 +16,6 @@ import (
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/encimg"
-	"github.com/provisiond/provisiond/esp/image"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/ota"
@@ -59,7 +58,7 @@ func (c *packageMakeCmd) Run(a *app) error {
 		info["unit"] = meta.Unit.String()
 	}
 	if !c.Data {
-		if err := checkPackaged(c.In, b, meta, info); err != nil {
+		if err := describePackaged(c.In, b, meta, info); err != nil {
 			return err
 		}
 	}
@@ -136,26 +135,22 @@ func (c *packageMakeCmd) unit(ctx context.Context) (encimg.Recipient, *keystore.
 	}
 	defer func() { _ = s.Close() }()
 	m, err := ota.Find(ctx, s, mac)
-	var refused *ota.Refusal
 	switch {
-	case errors.As(err, &refused):
-		return nil, nil, &codeError{provision.ExitRefused, err}
+	case ota.ReasonOf(err) != "":
+		return nil, nil, err
 	case err != nil:
 		return nil, nil, &provision.Failure{Cause: provision.CauseKeystore, Reason: fmt.Sprintf("what is known of unit %s cannot be read", mac), Err: err}
-	case len(m.ECIESPublicKey) == 0:
-		return nil, nil, &codeError{provision.ExitRefused, fmt.Errorf(
-			"unit %s has no key for this format: its recipe burned no HMAC key, or the keystore's role may not see it. Use `provisiond ota encrypt`, or an RSA key that its firmware has", mac)}
 	}
-	to, err := encimg.NewECIESRecipient(m.ECIESPublicKey)
+	to, err := ota.PackageRecipient(m)
 	return to, &m, err
 }
 
-// checkPackaged refuses what a device would download in vain. A unit of the
+// describePackaged refuses what a device would download in vain. A unit of the
 // keystore is known well enough to look at chip, revision and signature too.
-func checkPackaged(name string, b []byte, unit *keystore.Meta, info map[string]any) error {
+func describePackaged(name string, b []byte, unit *keystore.Meta, info map[string]any) error {
 	m, err := ota.ParseImage(bytes.Clone(b))
 	if err != nil {
-		return usage("IN %s: %w; --data if it is no application", name, err)
+		return fmt.Errorf("IN %s: %w; --data if it is no application", name, err)
 	}
 	app := m.App()
 	info["project"], info["version"], info["secure_version"] = app.ProjectName, app.Version, app.SecureVersion
@@ -165,21 +160,11 @@ func checkPackaged(name string, b []byte, unit *keystore.Meta, info map[string]a
 	if unit == nil {
 		return nil
 	}
-	model, err := chip.ByName(unit.Chip)
+	u, err := ota.PublicUnit(*unit)
 	if err != nil {
-		return usage("unit %s: %w: use a build that knows it", unit.Unit, err)
+		return err
 	}
-	parsed, err := image.Parse(b)
-	if err != nil {
-		return usage("IN %s: %w", name, err)
-	}
-	if err := parsed.CheckFor(model, unit.ChipRevision); err != nil {
-		return &codeError{provision.ExitRefused, fmt.Errorf("unit %s: %w", unit.Unit, err)}
-	}
-	if unit.SecureBootScheme != "" && !m.Signed() {
-		return &codeError{provision.ExitRefused, fmt.Errorf("unit %s has Secure Boot (%s) and %s is not signed: it would not boot", unit.Unit, unit.SecureBootScheme, name)}
-	}
-	return nil
+	return u.CheckImage(m)
 }
 
 type packageOpenCmd struct {

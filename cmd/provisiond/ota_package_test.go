@@ -105,12 +105,12 @@ func TestPackageForAUnit(t *testing.T) {
 		want     string
 	}{
 		"for a unit":       {good, c3, 0, `"unit":"` + good + `"`},
-		"no key":           {none, c3, provision.ExitRefused, "burned no HMAC key"},
+		"no key":           {none, c3, provision.ExitRefused, `"reason":"no-package-key"`},
 		"unknown":          {"02:00:00:00:00:09", c3, provision.ExitRefused, "no key of it"},
-		"another chip":     {good, esp32, provision.ExitRefused, "ESP32"},
-		"not signed":       {secure, c3, provision.ExitRefused, "is not signed"},
+		"another chip":     {good, esp32, provision.ExitRefused, `"reason":"chip"`},
+		"not signed":       {secure, c3, provision.ExitRefused, `"reason":"unsigned"`},
 		"no address":       {"kitchen", c3, provision.ExitUsage, "--unit"},
-		"not an image":     {good, keys, provision.ExitUsage, "--data"},
+		"not an image":     {good, keys, provision.ExitRefused, `"reason":"not-an-image"`},
 		"without keystore": {good, c3, provision.ExitUsage, "--keystore has no default"},
 	} {
 		_ = os.Remove(out)

@@ -196,23 +196,3 @@ func TestCiphertextWipe(t *testing.T) {
 	wg.Wait()
 	ct.Wipe()
 }
-
-func BenchmarkCiphertext(b *testing.B) {
-	plain := ota.Bytes(counting(1 << 20))
-	for _, s := range schemes[:2] {
-		b.Run(string(s.scheme), func(b *testing.B) {
-			ct, err := ota.NewCiphertext(testCipher(b, s.scheme), plain, int64(len(plain)), 0x10000, s.align)
-			if err != nil {
-				b.Fatal(err)
-			}
-			p := make([]byte, len(plain))
-			b.SetBytes(int64(len(p)))
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := ct.ReadAt(p, 0); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
-}

@@ -80,9 +80,10 @@ type Known struct {
 	SecureVersion uint32
 }
 
-// Check says whether a unit may get an image in a slot; every objection is a
-// *Refusal.
-func (u *Unit) Check(m *Image, slot partition.Entry, have Known) error {
+// CheckImage says whether an image is for a unit at all: chip, revision, mapping and,
+// with Secure Boot, signatures. Every objection is a *Refusal. It needs no key and no
+// partition table: see PublicUnit.
+func (u *Unit) CheckImage(m *Image) error {
 	if err := m.parsed.CheckFor(u.Chip, u.Revision); err != nil {
 		switch {
 		case errors.Is(err, image.ErrWrongChip):
@@ -98,6 +99,15 @@ func (u *Unit) Check(m *Image, slot partition.Entry, have Known) error {
 		}
 		return refuse(ReasonRecord, "unit %s: %w", u.MAC, err)
 	}
+	return u.checkSignature(m)
+}
+
+// Check says whether a unit may get an image in a slot; every objection is a
+// *Refusal.
+func (u *Unit) Check(m *Image, slot partition.Entry, have Known) error {
+	if err := u.CheckImage(m); err != nil {
+		return err
+	}
 	size := padded(uint64(len(m.plain)), u.Chip.EncryptedAlign)
 	if size > uint64(slot.Size) {
 		return refuse(ReasonSize, "the image has %d bytes, %s of unit %s has %d", size, slot.SubtypeName(), u.MAC, slot.Size)
@@ -108,7 +118,7 @@ func (u *Unit) Check(m *Image, slot partition.Entry, have Known) error {
 	if v := m.parsed.AppDesc.SecureVersion; v < have.SecureVersion {
 		return refuse(ReasonSecureVersion, "the image has secure_version %d and unit %s accepts %d or more: it would erase the slot", v, u.MAC, have.SecureVersion)
 	}
-	return u.checkSignature(m)
+	return nil
 }
 
 // checkSignature holds the image's signatures against the key digests that the

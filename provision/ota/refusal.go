@@ -25,6 +25,7 @@ const (
 	ReasonUnsigned       Reason = "unsigned"        // the unit has Secure Boot and the image has no signature
 	ReasonSignature      Reason = "signature"       // no signature by a key that the unit trusts
 	ReasonSecureVersion  Reason = "secure-version"  // older than what the unit has (anti-rollback)
+	ReasonNoPackageKey   Reason = "no-package-key"  // it has no key for esp_encrypted_img files
 	ReasonManifestKey    Reason = "manifest-key"    // the key cannot sign manifests
 	ReasonManifestFields Reason = "manifest-fields" // a name that a manifest cannot carry
 )
