@@ -23,8 +23,12 @@ type URI struct {
 // path, then of the query.
 func (u *URI) attributes() (path, query []attribute) {
 	path = []attribute{
-		{"token", &u.Token}, {"serial", &u.Serial}, {"manufacturer", &u.Manufacturer}, {"model", &u.Model},
-		{"object", &u.Object}, {"id", &u.ID},
+		{"token", &u.Token},
+		{"serial", &u.Serial},
+		{"manufacturer", &u.Manufacturer},
+		{"model", &u.Model},
+		{"object", &u.Object},
+		{"id", &u.ID},
 	}
 	return path, []attribute{{"module-path", &u.Module}, {"pin-source", &u.PINSource}}
 }
