@@ -16,7 +16,8 @@ func esp32c5() Model {
 	rom := newerROM("esp32c5", 40, 48)
 	rom.BaudCrystalReg, rom.BaudFixedInSDM = 0x60096110, true
 	wdt := lpWatchdogs(0x600B1C00, 0x18)
-	sb := newerSecureBoot(SchemeSupport{Scheme: SignRSA3072}, SchemeSupport{Scheme: SignECDSA256}, SchemeSupport{Scheme: SignECDSA384})
+	// RSA came with v0.1 (ESP-IDF bootloader/Kconfig.projbuild, SECURE_SIGNED_APPS_RSA_SCHEME).
+	sb := newerSecureBoot(SchemeSupport{Scheme: SignRSA3072, MinimumRevision: 1}, SchemeSupport{Scheme: SignECDSA256}, SchemeSupport{Scheme: SignECDSA384})
 	sb.SHA384Field, sb.WeakECDSA = "SECURE_BOOT_SHA384_EN", true
 	return Model{
 		Name: "esp32c5", Title: "ESP32-C5", ID: IDESP32C5,

@@ -19,6 +19,10 @@ func TestSecureBootSupports(t *testing.T) {
 		{"esp32c3", chip.SignRSA3072, 2, false},
 		{"esp32c3", chip.SignRSA3072, 3, true},
 		{"esp32c3", chip.SignECDSA256, 101, false},
+		{"esp32p4", chip.SignECDSA384, 299, false},
+		{"esp32p4", chip.SignECDSA384, 300, true},
+		{"esp32c5", chip.SignRSA3072, 0, false},
+		{"esp32c5", chip.SignECDSA256, 0, true},
 	} {
 		m, err := chip.ByName(c.chip)
 		if err != nil {
@@ -30,13 +34,44 @@ func TestSecureBootSupports(t *testing.T) {
 	}
 }
 
+// esp-facts E.1; ESP-IDF soc_caps.h and bootloader/Kconfig.projbuild.
+func TestSecureBootTable(t *testing.T) {
+	table := map[string]string{
+		"esp32":    "from v3.0: rsa3072; 1 slot",
+		"esp32s2":  "from v0.0: rsa3072; 3 slots",
+		"esp32s3":  "from v0.0: rsa3072; 3 slots",
+		"esp32c2":  "from v0.0: ecdsa256; 1 slot",
+		"esp32c3":  "from v0.3: rsa3072; 3 slots",
+		"esp32c5":  "from v0.0: rsa3072 (v0.1) ecdsa256 ecdsa384; 3 slots; weak",
+		"esp32c6":  "from v0.0: rsa3072 ecdsa256; 3 slots",
+		"esp32c61": "from v0.0: ecdsa256; 3 slots; weak",
+		"esp32h2":  "from v0.0: rsa3072 ecdsa256; 3 slots; weak",
+		"esp32p4":  "from v0.0: rsa3072 ecdsa256 ecdsa384 (v3.0); 3 slots; weak",
+	}
+	for _, m := range chip.All() {
+		got := "from " + m.SecureBoot.MinimumRevision.String() + ":"
+		for _, s := range m.SecureBoot.Schemes {
+			got += " " + string(s.Scheme)
+			if s.MinimumRevision != 0 {
+				got += " (" + s.MinimumRevision.String() + ")"
+			}
+		}
+		got += map[int]string{1: "; 1 slot", 3: "; 3 slots"}[m.SecureBoot.DigestSlots]
+		if m.SecureBoot.WeakECDSA {
+			got += "; weak"
+		}
+		if want := table[m.Name]; got != want {
+			t.Errorf("%s: %s, want %s", m.Name, got, want)
+		}
+	}
+}
+
 // What holds for Secure Boot of every chip, so that a new model file with a slip
 // shows here and not on a board.
 func TestSecureBootData(t *testing.T) {
-	for _, name := range chip.Names() {
-		m, _ := chip.ByName(name)
+	for _, m := range chip.All() {
 		s := m.SecureBoot
-		bad := func(what string) { t.Errorf("%s: %s: %+v", name, what, s) }
+		bad := func(what string) { t.Errorf("%s: %s: %+v", m.Name, what, s) }
 		if len(s.Schemes) == 0 || s.EnableField == "" {
 			bad("no scheme or no fuse to turn it on")
 		}
