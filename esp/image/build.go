@@ -36,6 +36,7 @@ func Build(s Spec) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("image: the mapped address ranges of chip id %d are not known to this build", s.Chip)
 	}
+	mp = mp.forApp(s.AppDesc)
 	if s.SPIMode == SPIModeQIO {
 		s.SPIMode = SPIModeDIO
 	}

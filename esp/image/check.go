@@ -26,13 +26,35 @@ type mapping struct {
 
 // mappings holds SOC_DROM and SOC_IROM of ESP-IDF soc/<chip>/include/soc/soc.h.
 func mappings(id chip.ID) (mapping, bool) {
+	const page = 64 << 10
 	switch id {
 	case chip.IDESP32:
-		return mapping{64 << 10, []window{{0x3F400000, 0x3F800000}, {0x400D0000, 0x40400000}}}, true
+		return mapping{page, []window{{0x3F400000, 0x3F800000}, {0x400D0000, 0x40400000}}}, true
+	case chip.IDESP32S2:
+		return mapping{page, []window{{0x3F000000, 0x3FF80000}, {0x40080000, 0x40800000}}}, true
 	case chip.IDESP32C3:
-		return mapping{64 << 10, []window{{0x3C000000, 0x3C800000}, {0x42000000, 0x42800000}}}, true
+		return mapping{page, []window{{0x3C000000, 0x3C800000}, {0x42000000, 0x42800000}}}, true
+	case chip.IDESP32S3:
+		return mapping{page, []window{{0x3C000000, 0x3E000000}, {0x42000000, 0x44000000}}}, true
+	case chip.IDESP32C2:
+		return mapping{page, []window{{0x3C000000, 0x3C400000}, {0x42000000, 0x42400000}}}, true
+	case chip.IDESP32C6, chip.IDESP32H2:
+		return mapping{page, []window{{0x42000000, 0x43000000}}}, true
+	case chip.IDESP32C5, chip.IDESP32C61:
+		return mapping{page, []window{{0x42000000, 0x44000000}}}, true
+	case chip.IDESP32P4:
+		return mapping{page, []window{{0x40000000, 0x44000000}}}, true
 	}
 	return mapping{}, false
+}
+
+// forApp is the mapping with the page that an application was built for: some chips
+// have several sizes (esp-facts D.2).
+func (m mapping) forApp(d *AppDesc) mapping {
+	if d != nil && d.MMUPageSize >= 13 && d.MMUPageSize <= 16 {
+		m.page = 1 << d.MMUPageSize
+	}
+	return m
 }
 
 func (m mapping) maps(addr uint32) bool {
@@ -47,7 +69,7 @@ func (m mapping) maps(addr uint32) bool {
 // CheckFor checks the image against a chip, as its boot code will: the chip id,
 // the revision limits (skipped when rev is RevisionUnknown) and that mapped
 // segments sit at an offset congruent to their load address modulo the flash
-// page of 64 KB. The image is taken to be written to an address that is a
+// page of 64 KB, or the smaller one that the description names. The image is taken to be written to an address that is a
 // multiple of the page, as application partitions are; bootloaders have no
 // mapped segments.
 //
@@ -74,6 +96,7 @@ func (m *Image) CheckFor(c chip.Model, rev chip.Revision) error {
 	if !ok {
 		return fmt.Errorf("image: the mapped address ranges of %s are not known to this build", c.Title)
 	}
+	mp = mp.forApp(m.AppDesc)
 	for i, s := range m.Segments {
 		if mp.maps(s.LoadAddr) && uint32(s.Offset)%mp.page != s.LoadAddr%mp.page {
 			return fmt.Errorf("%w: segments[%d] has load address 0x%08x and lies at offset 0x%x", ErrMapping, i, s.LoadAddr, s.Offset)

@@ -559,3 +559,34 @@ func FuzzParse(f *testing.F) {
 		reencode(t, m, b)
 	})
 }
+
+// An application that was built for a smaller page lines up with that one.
+func TestSmallerPage(t *testing.T) {
+	c6, err := chip.ByName("esp32c6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, log := range []uint8{0, 16, 15} {
+		b, err := image.Build(image.Spec{
+			Chip: c6.ID, EntryAddr: 0x40800000, AppDesc: &image.AppDesc{MMUPageSize: log},
+			Segments: []image.Segment{
+				{LoadAddr: 0x42000020, Data: make([]byte, 0x9000)},
+				{LoadAddr: 0x42018020, Data: make([]byte, 64)},
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, err := image.Parse(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := img.CheckFor(c6, image.RevisionUnknown); err != nil {
+			t.Errorf("page 2^%d: %v", log, err)
+		}
+		last := img.Segments[len(img.Segments)-1]
+		if small := last.Offset%0x10000 != 0x8020; small != (log == 15) {
+			t.Errorf("page 2^%d: the second mapped segment is at 0x%x", log, last.Offset)
+		}
+	}
+}

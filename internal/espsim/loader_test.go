@@ -19,7 +19,7 @@ import (
 
 // eachChip runs a test for every chip that is simulated.
 func eachChip(t *testing.T, f func(t *testing.T, m chip.Model)) {
-	for _, name := range chip.Names() {
+	for _, m := range chip.All() {
 		t.Run(name, func(t *testing.T) { f(t, model(t, name)) })
 	}
 }

@@ -6,6 +6,8 @@ package sample
 
 import (
 	"cmp"
+	"context"
+	"crypto"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -15,6 +17,7 @@ import (
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/image"
 	"github.com/provisiond/provisiond/esp/partition"
+	"github.com/provisiond/provisiond/esp/secureboot"
 )
 
 // AppText is what the sample application prints when it runs.
@@ -40,6 +43,9 @@ type Product struct {
 	// partition for it.
 	UnitTemplate string
 	More         string // lines to add to the recipe
+	// Signers sign bootloader and application, as Secure Boot V2 wants it; none: they
+	// are not signed.
+	Signers []crypto.Signer
 }
 
 // UnitPartition is the label of the partition for a unit's own data.
@@ -52,8 +58,16 @@ type memory struct {
 }
 
 var memories = map[chip.ID]memory{
-	chip.IDESP32:   {bootIRAM: 0x40078000, appDROM: 0x3F400020, appIRAM: 0x40080000},
-	chip.IDESP32C3: {bootIRAM: 0x403CC710, appDROM: 0x3C000020, appIRAM: 0x40380000},
+	chip.IDESP32:    {bootIRAM: 0x40078000, appDROM: 0x3F400020, appIRAM: 0x40080000},
+	chip.IDESP32S2:  {bootIRAM: 0x4004C000, appDROM: 0x3F000020, appIRAM: 0x40024000},
+	chip.IDESP32C3:  {bootIRAM: 0x403CC710, appDROM: 0x3C000020, appIRAM: 0x40380000},
+	chip.IDESP32S3:  {bootIRAM: 0x403C9700, appDROM: 0x3C000020, appIRAM: 0x40374000},
+	chip.IDESP32C2:  {bootIRAM: 0x403ACB70, appDROM: 0x3C000020, appIRAM: 0x40380000},
+	chip.IDESP32C6:  {bootIRAM: 0x4086C410, appDROM: 0x42000020, appIRAM: 0x40800000},
+	chip.IDESP32H2:  {bootIRAM: 0x4083CAD0, appDROM: 0x42000020, appIRAM: 0x40800000},
+	chip.IDESP32P4:  {bootIRAM: 0x4FF2ABD0, appDROM: 0x40000020, appIRAM: 0x4FF40000},
+	chip.IDESP32C5:  {bootIRAM: 0x4084BBA0, appDROM: 0x42000020, appIRAM: 0x40800000},
+	chip.IDESP32C61: {bootIRAM: 0x4083BD70, appDROM: 0x42000020, appIRAM: 0x40800000},
 }
 
 // maxInRAM is what a sample application loads into internal RAM at most; the rest of
@@ -120,6 +134,13 @@ func Files(p Product) (map[uint32][]byte, error) {
 	ota, err := partition.NewOTAData().MarshalBinary()
 	if err != nil {
 		return nil, err
+	}
+	if len(p.Signers) > 0 {
+		for _, img := range []*[]byte{&boot, &app} {
+			if *img, err = secureboot.Sign(context.Background(), *img, secureboot.Options{}, p.Signers...); err != nil {
+				return nil, fmt.Errorf("sample: %w", err)
+			}
+		}
 	}
 	return map[uint32][]byte{p.Chip.BootloaderOffset: boot, TableOffset: table, OTADataOffset: ota, FactoryOffset: app}, nil
 }

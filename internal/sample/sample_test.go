@@ -1,11 +1,16 @@
 package sample_test
 
 import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"testing"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/image"
 	"github.com/provisiond/provisiond/esp/partition"
+	"github.com/provisiond/provisiond/esp/secureboot"
 	"github.com/provisiond/provisiond/internal/sample"
 	"github.com/provisiond/provisiond/provision/recipe"
 )
@@ -53,5 +58,27 @@ func TestSample(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Files exist for every chip, signed if somebody asks.
+func TestSigned(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range chip.All() {
+		files, err := sample.Files(sample.Product{Chip: m, Signers: []crypto.Signer{key}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, at := range []uint32{m.BootloaderOffset, sample.FactoryOffset} {
+			if r, err := secureboot.Verify(files[at]); err != nil || len(r.Signatures) != 1 {
+				t.Errorf("%s at 0x%x: %d signatures, %v", m.Name, at, len(r.Signatures), err)
+			}
+		}
+		if m.BootloaderOffset+uint32(len(files[m.BootloaderOffset])) > sample.TableOffset {
+			t.Errorf("%s: the bootloader reaches into the partition table", m.Name)
+		}
 	}
 }
