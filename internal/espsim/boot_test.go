@@ -70,6 +70,9 @@ func TestBoots(t *testing.T) {
 						m.EFuse.FlashCryptCount:                           tc.counter,
 						"RD_DIS":                                          1 << tc.block,
 					})
+					if m.EFuse.KeyBlocks == 1 && m.EFuse.Kind == chip.EFuseRS { // all of its only block is the key
+						burnFields(h, map[string]uint64{"XTS_KEY_LENGTH_256": 1, "RD_DIS": 3})
+					}
 					c.drive(t, hardReset)
 					time.Sleep(time.Second)
 					text := h.received()

@@ -89,14 +89,14 @@ func TestNoiseWindows(t *testing.T) {
 			c := faulty(t, m.Name, spec)
 			h := connect(t, c)
 			h.attach()
-			h.read(chip.MagicRegister)
+			h.read(m.UART.ClkDiv)
 			enter(h)
 			h.received()
-			if got := h.ask(opReadReg, words(chip.MagicRegister)); len(got) != 0 {
+			if got := h.ask(opReadReg, words(m.UART.ClkDiv)); len(got) != 0 {
 				t.Errorf("%s: a request under noise was answered: %x", spec, got)
 			}
 			h = connect(t, c) // a reset ends the window
-			h.read(chip.MagicRegister)
+			h.read(m.UART.ClkDiv)
 		}
 	})
 }

@@ -128,8 +128,13 @@ func (h *host) write(addr, v uint32) {
 	h.do(opWriteReg, words(addr, v, 0xFFFFFFFF, 0))
 }
 
+// attach switches the flash's supply on where the loader does not, and attaches it.
 func (h *host) attach() {
 	h.t.Helper()
+	if p := h.c.si.FlashPower; p.Off != nil && p.Off(h.c.revision) {
+		h.write(p.LDO, 1<<7)
+		h.write(p.Force, 3)
+	}
 	h.do(opSPIAttach, words(0, 0))
 }
 

@@ -175,8 +175,8 @@ func (c *Chip) handle(f frame) {
 	}
 	busy := c.fuse.busy()
 	data, st := cmd.execute(c, r)
-	if c.state == 0 {
-		return // the power went while it worked
+	if !c.loading() {
+		return // the power went while it worked, or it hangs
 	}
 	ld.status[0] = 0
 	if st != 0 {

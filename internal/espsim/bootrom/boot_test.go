@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/internal/espsim/silicon"
 )
 
 // The tests build images of their own, with the little that follows.
@@ -147,9 +148,16 @@ func modelOf(t testing.TB, name string) chip.Model {
 
 func spec(m chip.Model, app bool) imageSpec {
 	s := imageSpec{chip: m.ID, sizeFreq: 0x20, maxRev: 0xFFFF}
-	drom, iram, boot := uint32(0x3F400020), uint32(0x40080000), uint32(0x40078000)
-	if m.Name == "esp32c3" {
-		drom, iram, boot = 0x3C000020, 0x40380000, 0x403CE000
+	si, err := silicon.Of(m.Name)
+	if err != nil {
+		panic(err)
+	}
+	drom, iram, boot := si.Memory.Mapped[0].Low+0x20, si.Memory.Loaded[0].Low, si.Memory.Loaded[0].Low+0x10000
+	switch m.Name { // as TestText has them
+	case "esp32":
+		iram, boot = 0x40080000, 0x40078000
+	case "esp32c3":
+		iram, boot = 0x40380000, 0x403CE000
 	}
 	if app {
 		s.segs = []seg{{drom, random(1, 0x100)}, {iram, random(2, 0x40)}}
@@ -163,9 +171,16 @@ func spec(m chip.Model, app bool) imageSpec {
 func newBoard(t testing.TB, name string) *board {
 	m := modelOf(t, name)
 	b := &board{model: m, key: random(7, 32), count: m.EFuse.FlashCryptCountFull, size: flashSize, raw: map[uint32][]byte{}}
-	rev := chip.Revision(3)
-	if name == "esp32" {
+	si, err := silicon.Of(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rev := si.Revision
+	switch name { // as TestText has them
+	case "esp32":
 		rev = 300
+	case "esp32c3":
+		rev = 3
 	}
 	b.in = Input{Model: m, Revision: rev, FlashSize: flashSize, FlashCryptConfig: 0xF, AppPrints: appText}
 	b.parts = map[uint32][]byte{
@@ -197,7 +212,7 @@ func (b *board) input() Input {
 	in := b.in
 	in.Flash, in.FlashCryptCount = bytes.NewReader(flash), b.count
 	if in.Key == nil {
-		in.Key = reversed(b.key)
+		in.Key = array(b.key)
 	}
 	return in
 }
@@ -205,8 +220,8 @@ func (b *board) input() Input {
 func (b *board) boot() Output { return Boot(b.input()) }
 
 func eachChip(t *testing.T, f func(t *testing.T, name string)) {
-	for _, name := range chip.Names() {
-		t.Run(name, func(t *testing.T) { f(t, name) })
+	for _, m := range chip.All() {
+		t.Run(m.Name, func(t *testing.T) { f(t, m.Name) })
 	}
 }
 
@@ -665,9 +680,9 @@ func TestAppRefusals(t *testing.T) {
 			spoil func(s *imageSpec)
 			line  string
 		}{
-			{"other chip", func(s *imageSpec) { s.chip = 9 }, fmt.Sprintf("boot_comm: mismatch chip ID, expected %d, found 9", m.ID)},
-			{"chip too old", func(s *imageSpec) { s.minRev = 301 }, "boot_comm: chip revision check failed. Required >= v3.1, found v"},
-			{"chip too new", func(s *imageSpec) { s.maxRev = 2 }, "boot_comm: chip revision check failed. Required <= v0.2, found v"},
+			{"other chip", func(s *imageSpec) { s.chip = 28 }, fmt.Sprintf("boot_comm: mismatch chip ID, expected %d, found 28", m.ID)},
+			{"chip too old", func(s *imageSpec) { s.minRev = 399 }, "boot_comm: chip revision check failed. Required >= v3.99, found v"},
+			{"chip too new", func(s *imageSpec) { s.maxRev = 1 }, "boot_comm: chip revision check failed. Required <= v0.1, found v"},
 			{"17 segments", func(s *imageSpec) { s.count = 17 }, "esp_image: image at 0x10000 segment count 17 exceeds max 16"},
 			{"one segment too many", func(s *imageSpec) { s.count = 3 }, "esp_image: "},
 			{"segment too short", func(s *imageSpec) { s.segs[0].data = make([]byte, 0x102) }, "esp_image: invalid segment length 0x102"},
@@ -714,7 +729,7 @@ func TestBootloaderForAnotherChip(t *testing.T) {
 	eachChip(t, func(t *testing.T, name string) {
 		b := newBoard(t, name)
 		s := spec(b.model, false)
-		s.chip = 9
+		s.chip = 28
 		b.parts[b.model.BootloaderOffset] = s.build()
 		out := b.boot()
 		wantLoop(t, out, "entry 0x")
@@ -937,12 +952,13 @@ func withFlashSize(img []byte, size byte) []byte {
 // FuzzBoot feeds arbitrary bootloaders, tables and apps: whatever they hold, a boot
 // ends, is the same twice, and only the app's own text follows a full validation.
 func FuzzBoot(f *testing.F) {
-	for i, name := range chip.Names() {
-		b := newBoard(f, name)
+	for i, m := range chip.All() {
+		b := newBoard(f, m.Name)
 		f.Add(byte(i), b.parts[b.model.BootloaderOffset], b.parts[0x8000][:0x100], b.parts[0x10000], otadata(2, 2))
 	}
 	f.Fuzz(func(t *testing.T, which byte, loader, tab, app, ota []byte) {
-		b := newBoard(t, chip.Names()[int(which)%len(chip.Names())])
+		all := chip.All()
+		b := newBoard(t, all[int(which)%len(all)].Name)
 		b.count, b.size = uint32(which>>4)&1, 0x40000 // small, for speed
 		b.in.FlashSize = b.size
 		b.parts = map[uint32][]byte{

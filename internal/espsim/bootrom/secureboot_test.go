@@ -284,8 +284,7 @@ func TestAggressiveRevoke(t *testing.T) {
 
 // Silicon without Secure Boot V2 does not look at the fuse.
 func TestSecureBootNeedsSilicon(t *testing.T) {
-	for _, name := range chip.Names() {
-		m := modelOf(t, name)
+	for _, m := range chip.All() {
 		if m.SecureBoot.MinimumRevision == 0 {
 			continue
 		}
@@ -382,6 +381,12 @@ func keyOf(t *testing.T, m chip.Model, f *fuseWords) []byte {
 	if m.Scheme == chip.SchemeESP32 {
 		return v.bytes(1)
 	}
+	if m.SecureBoot.DigestIn == chip.DigestInKey0High {
+		if v.get("XTS_KEY_LENGTH_256") != 0 {
+			return v.bytes(3)
+		}
+		return v.bytes(3)[:16]
+	}
 	k, _, ok := v.keyBlock(purposeXTS128)
 	if !ok {
 		t.Fatal("no key was burned")
@@ -405,6 +410,11 @@ func TestNothingLeftToBurn(t *testing.T) {
 				b.f.set(sb.RevokeFields[2], 1)
 			} else if sb.DigestIn == chip.DigestInBlock2 {
 				b.f.set("WR_DIS.BLOCK2", 1)
+			} else {
+				b.f.set("WR_DIS.KEY0", 1)
+			}
+			for _, f := range m.Lockdown.ReleaseProtect {
+				b.f.set("WR_DIS."+f, 1)
 			}
 			b.f.set(m.EFuse.FlashCryptCount, uint64(m.EFuse.FlashCryptCountFull))
 			for _, a := range append(m.Lockdown.Enable, m.Lockdown.Fuses...) {

@@ -309,7 +309,7 @@ func (b *boot) verifySector(blocks [][]byte, d digests, trusted []trustedKey, te
 			continue
 		}
 		s := parseSignature(raw)
-		if !sb.Supports(s.scheme, b.in.Revision) || b.shortHash(s.scheme) {
+		if !sb.Supports(s.scheme, b.in.Revision) || b.otherHash(s.scheme) {
 			continue
 		}
 		scheme = s.scheme
@@ -331,10 +331,15 @@ func (b *boot) verifySector(blocks [][]byte, d digests, trusted []trustedKey, te
 	return scheme, false, bad
 }
 
-// shortHash reports whether the ROM expects the other hash: the fuse chooses
-// SHA-384, and with it P-384, for everything.
-func (b *boot) shortHash(s chip.SignatureScheme) bool {
-	return (s == chip.SignECDSA384) != (b.fuses.get(b.in.Model.SecureBoot.SHA384Field) != 0)
+// otherHash reports whether boot code expects another hash than a scheme has: the
+// fuse chooses SHA-384, and with it P-384, for everything. Before Secure Boot is on,
+// the second stage's build does.
+func (b *boot) otherHash(s chip.SignatureScheme) bool {
+	long := b.fuses.get(b.in.Model.SecureBoot.SHA384Field) != 0
+	if !b.secureBootOn() {
+		long = b.buildScheme() == chip.SignECDSA384
+	}
+	return (s == chip.SignECDSA384) != long
 }
 
 // secureBootOn reports whether the silicon enforces Secure Boot V2.

@@ -222,7 +222,7 @@ type fuseWords struct {
 
 func newFuseWords(t testing.TB, m chip.Model) *fuseWords {
 	t.Helper()
-	tab, err := table.For(m.Name)
+	tab, err := table.For(m.Name) // of the newest silicon
 	if err != nil {
 		t.Fatal(err)
 	}
