@@ -10,6 +10,7 @@ import (
 	"crypto"
 	"encoding/json"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -46,6 +47,10 @@ type Product struct {
 	// Signers sign bootloader and application, as Secure Boot V2 wants it; none: they
 	// are not signed.
 	Signers []crypto.Signer
+	// Version and SecureVersion are the application's; "" and 0: 1.0.0 and 1. Each
+	// version has other bytes.
+	Version       string
+	SecureVersion uint32
 }
 
 // UnitPartition is the label of the partition for a unit's own data.
@@ -95,29 +100,17 @@ func Files(p Product) (map[uint32][]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("sample: no memory layout for %s", p.Chip.Title)
 	}
-	size := p.AppSize
-	if size == 0 {
-		size = 24 << 10
-	}
-	rng := rand.New(rand.NewPCG(uint64(p.Chip.ID)+1, 7)) //nolint:gosec // filler that is the same in every build
+	rng := newRand(p.Chip, 0)
 	boot, err := image.Build(image.Spec{
 		Chip: p.Chip.ID, EntryAddr: mem.bootIRAM, SPISize: image.SPISize4MB,
-		Segments: []image.Segment{{LoadAddr: mem.bootIRAM, Data: filler(rng, 6<<10)}},
+		Segments: []image.Segment{{LoadAddr: mem.bootIRAM, Data: filler(rng, bootSize)}},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sample bootloader: %w", err)
 	}
-	inRAM := min(size-size/4, maxInRAM)
-	app, err := image.Build(image.Spec{
-		Chip: p.Chip.ID, EntryAddr: mem.appIRAM, SPISize: image.SPISize4MB,
-		AppDesc: &image.AppDesc{Version: "1.0.0", ProjectName: "provisiond-sample", IDFVer: "none", SecureVersion: 1},
-		Segments: []image.Segment{
-			{LoadAddr: mem.appDROM, Data: filler(rng, (size-inRAM)&^3)},
-			{LoadAddr: mem.appIRAM, Data: filler(rng, inRAM&^3)},
-		},
-	})
+	app, err := App(p)
 	if err != nil {
-		return nil, fmt.Errorf("sample application: %w", err)
+		return nil, err
 	}
 	space := cmp.Or(p.AppSpace, 0x40000)
 	var unit []partition.Entry
@@ -135,14 +128,58 @@ func Files(p Product) (map[uint32][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(p.Signers) > 0 {
-		for _, img := range []*[]byte{&boot, &app} {
-			if *img, err = secureboot.Sign(context.Background(), *img, secureboot.Options{}, p.Signers...); err != nil {
-				return nil, fmt.Errorf("sample: %w", err)
-			}
-		}
+	if boot, err = p.sign(boot); err != nil {
+		return nil, err
 	}
 	return map[uint32][]byte{p.Chip.BootloaderOffset: boot, TableOffset: table, OTADataOffset: ota, FactoryOffset: app}, nil
+}
+
+// App gives the product's application alone, such as an update brings.
+func App(p Product) ([]byte, error) {
+	mem, ok := memories[p.Chip.ID]
+	if !ok {
+		return nil, fmt.Errorf("sample: no memory layout for %s", p.Chip.Title)
+	}
+	var seed uint64
+	if p.Version != "" {
+		seed = uint64(crc32.ChecksumIEEE([]byte(p.Version)))
+	}
+	rng := newRand(p.Chip, seed)
+	filler(rng, bootSize) // the bootloader's share
+	size := cmp.Or(p.AppSize, 24<<10)
+	inRAM := min(size-size/4, maxInRAM)
+	app, err := image.Build(image.Spec{
+		Chip: p.Chip.ID, EntryAddr: mem.appIRAM, SPISize: image.SPISize4MB,
+		AppDesc: &image.AppDesc{
+			Version: cmp.Or(p.Version, "1.0.0"), ProjectName: "provisiond-sample", IDFVer: "none", SecureVersion: cmp.Or(p.SecureVersion, 1),
+		},
+		Segments: []image.Segment{
+			{LoadAddr: mem.appDROM, Data: filler(rng, (size-inRAM)&^3)},
+			{LoadAddr: mem.appIRAM, Data: filler(rng, inRAM&^3)},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sample application: %w", err)
+	}
+	return p.sign(app)
+}
+
+func (p Product) sign(img []byte) ([]byte, error) {
+	if len(p.Signers) == 0 {
+		return img, nil
+	}
+	img, err := secureboot.Sign(context.Background(), img, secureboot.Options{}, p.Signers...)
+	if err != nil {
+		return nil, fmt.Errorf("sample: %w", err)
+	}
+	return img, nil
+}
+
+const bootSize = 6 << 10
+
+// newRand makes filler that is the same in every build.
+func newRand(m chip.Model, seed uint64) *rand.Rand {
+	return rand.New(rand.NewPCG(uint64(m.ID)+1, 7+seed)) //nolint:gosec // no secret
 }
 
 func filler(rng *rand.Rand, n int) []byte {
