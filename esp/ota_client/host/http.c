@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -162,6 +164,10 @@ static provisiond_ota_err connect_to(host_http *h)
         }
     }
     freeaddrinfo(list);
+    if (h->fd >= 0) { /* a body follows its head at once */
+        int on = 1;
+        (void)setsockopt(h->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    }
     h->start = h->end = 0;
     return h->fd >= 0 ? PROVISIOND_OTA_OK : PROVISIOND_OTA_CONNECT;
 }

@@ -58,8 +58,6 @@ static bool complete(const provisiond_ota_config *c)
     return c->chip != NULL && c->transport != NULL && c->flash != NULL && c->crypto != NULL &&
            c->buffer != NULL && c->buffer_len >= PROVISIOND_OTA_BUFFER &&
            c->request_bytes % PROVISIOND_OTA_SECTOR == 0 &&
-           (c->version == NULL || c->version[0] == '\0' ||
-            pvo_printable(c->version, strlen(c->version), PROVISIOND_OTA_TEXT_MAX)) &&
            (c->token == NULL || pvo_printable(c->token, strlen(c->token), 256));
 }
 
@@ -124,6 +122,10 @@ provisiond_ota_err provisiond_ota_init(provisiond_ota *ota, const provisiond_ota
     }
     if (ota->config.save_every == 0) {
         ota->config.save_every = DEFAULT_SAVE_EVERY;
+    }
+    /* One that the server would not understand is not told, and stops no update. */
+    if (config->version != NULL && !pvo_printable(config->version, strlen(config->version), PROVISIOND_OTA_TEXT_MAX)) {
+        ota->config.version = NULL;
     }
     if (!hash_two(ota, spki_head, sizeof spki_head, config->public_key, sizeof config->public_key, ota->signer)) {
         return PROVISIOND_OTA_CRYPTO;
@@ -341,7 +343,7 @@ static provisiond_ota_err read_manifest(provisiond_ota *ota, const uint8_t nonce
     pvo_text_query(&t, ota->next.name);
     pvo_text_add(&t, "&nonce=");
     pvo_text_hex(&t, nonce, 16);
-    if (ota->config.version != NULL && ota->config.version[0] != '\0') {
+    if (ota->config.version != NULL) {
         pvo_text_add(&t, "&have=");
         pvo_text_query(&t, ota->config.version);
     }
