@@ -68,6 +68,7 @@ var may = map[string][]string{
 	"internal/pkcs11key":            {"esp/secureboot"},
 	"internal/pkcs11key/pkcs11test": {},
 	"internal/vaulttest":            {},
+	"internal/otaclient":            {"internal/espsim"},
 	"internal/check":                {},
 	"internal/debpkg":               {},
 	"internal/arch":                 {},

@@ -54,8 +54,8 @@ func TestRefusals(t *testing.T) {
 		another := newSigner(t)
 		flip := func(c []byte) []byte { c[len(c)/2] ^= 0x10; return c }
 		cut := func(c []byte) []byte { return c[:len(c)-2*sector] }
-		replace := func(old, new string) func([]byte) []byte {
-			return func(text []byte) []byte { return bytes.Replace(text, []byte(old), []byte(new), 1) }
+		replace := func(from, to string) func([]byte) []byte {
+			return func(text []byte) []byte { return bytes.Replace(text, []byte(from), []byte(to), 1) }
 		}
 		for _, c := range []struct {
 			name string
@@ -450,9 +450,17 @@ func TestStatuses(t *testing.T) {
 			err    string
 			wait   int
 		}{
-			{401, "", "unauthorized", 0}, {403, "", "unauthorized", 0}, {404, "", "not-found", 0}, {409, "", "refused", 0},
-			{429, "5", "busy", 5}, {503, "120", "busy", 120}, {503, "", "busy", 60}, {503, "Wed, 21 Oct 2015 07:28:00 GMT", "busy", 60},
-			{500, "", "server", 0}, {400, "", "protocol", 0}, {302, "", "protocol", 0},
+			{401, "", "unauthorized", 0},
+			{403, "", "unauthorized", 0},
+			{404, "", "not-found", 0},
+			{409, "", "refused", 0},
+			{429, "5", "busy", 5},
+			{503, "120", "busy", 120},
+			{503, "", "busy", 60},
+			{503, "Wed, 21 Oct 2015 07:28:00 GMT", "busy", 60},
+			{500, "", "server", 0},
+			{400, "", "protocol", 0},
+			{302, "", "protocol", 0},
 		} {
 			u.reset()
 			b.offer("2.0.0", u.image("2.0.0", 1))
@@ -473,7 +481,7 @@ func TestStatuses(t *testing.T) {
 	}
 	u.reset()
 	b.offer("2.0.0", u.image("2.0.0", 1))
-	b.set(func() { b.refuse = func(r *http.Request) (int, string) { return http.StatusNoContent, "" } })
+	b.set(func() { b.refuse = func(*http.Request) (int, string) { return http.StatusNoContent, "" } })
 	b.want("1.0.0", "update", "nothing-new")
 }
 

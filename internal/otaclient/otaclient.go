@@ -89,7 +89,7 @@ func build(ctx context.Context) (string, error) {
 		return "", err
 	}
 	sum := sha256.New()
-	fmt.Fprintln(sum, flags, programs, core)
+	_, _ = fmt.Fprintln(sum, flags, programs, core)
 	for _, pattern := range []string{"include/*.h", "src/*", "host/*"} {
 		names, err := filepath.Glob(filepath.Join(source, pattern))
 		if err != nil {
@@ -100,7 +100,7 @@ func build(ctx context.Context) (string, error) {
 			if err != nil {
 				return "", err
 			}
-			fmt.Fprintf(sum, "%s %d\n%s", filepath.Base(name), len(b), b)
+			_, _ = fmt.Fprintf(sum, "%s %d\n%s", filepath.Base(name), len(b), b)
 		}
 	}
 	cache, err := os.UserCacheDir()
@@ -344,7 +344,7 @@ func (b *Board) serve(from io.Reader, to io.Writer) (results []Result, err error
 		if moment != Never {
 			return results, errCut
 		}
-		reply := binary.LittleEndian.AppendUint32([]byte{code}, uint32(len(answer))) //nolint:gosec // G115: short
+		reply := binary.LittleEndian.AppendUint32([]byte{code}, uint32(len(answer)))
 		if _, err := to.Write(append(reply, answer...)); err != nil {
 			return results, err
 		}

@@ -84,13 +84,13 @@ func Table() *partition.Table { return table(0x40000) }
 
 func table(space uint32, more ...partition.Entry) *partition.Table {
 	return partition.New(append([]partition.Entry{
-		partition.Entry{Type: partition.TypeData, Subtype: partition.DataNVS, Offset: 0x9000, Size: 0x4000, Label: "nvs"},
-		partition.Entry{Type: partition.TypeData, Subtype: partition.DataOTA, Offset: OTADataOffset, Size: 0x2000, Label: "otadata"},
-		partition.Entry{Type: partition.TypeData, Subtype: partition.DataPHY, Offset: 0xF000, Size: 0x1000, Label: "phy_init"},
-		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppFactory, Offset: FactoryOffset, Size: space, Label: "factory"},
-		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppOTA0, Offset: FactoryOffset + space, Size: space, Label: "ota_0"},
-		partition.Entry{Type: partition.TypeApp, Subtype: partition.AppOTA0 + 1, Offset: FactoryOffset + 2*space, Size: space, Label: "ota_1"},
-		partition.Entry{Type: partition.TypeData, Subtype: partition.DataNVSKeys, Offset: FactoryOffset + 3*space, Size: 0x1000, Label: "nvs_keys", Flags: partition.FlagEncrypted},
+		{Type: partition.TypeData, Subtype: partition.DataNVS, Offset: 0x9000, Size: 0x4000, Label: "nvs"},
+		{Type: partition.TypeData, Subtype: partition.DataOTA, Offset: OTADataOffset, Size: 0x2000, Label: "otadata"},
+		{Type: partition.TypeData, Subtype: partition.DataPHY, Offset: 0xF000, Size: 0x1000, Label: "phy_init"},
+		{Type: partition.TypeApp, Subtype: partition.AppFactory, Offset: FactoryOffset, Size: space, Label: "factory"},
+		{Type: partition.TypeApp, Subtype: partition.AppOTA0, Offset: FactoryOffset + space, Size: space, Label: "ota_0"},
+		{Type: partition.TypeApp, Subtype: partition.AppOTA0 + 1, Offset: FactoryOffset + 2*space, Size: space, Label: "ota_1"},
+		{Type: partition.TypeData, Subtype: partition.DataNVSKeys, Offset: FactoryOffset + 3*space, Size: 0x1000, Label: "nvs_keys", Flags: partition.FlagEncrypted},
 	}, more...)...)
 }
 
