@@ -53,20 +53,24 @@ import (
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/boltfile"
+	"github.com/provisiond/provisiond/internal/seal"
 	"github.com/provisiond/provisiond/keystore"
 )
 
 // Kind is keystore.Info.Kind of these stores.
 const Kind = "local"
 
+// What other modules find here is an error without another package's name.
+var sealExists, sealMode, sealIdentity = seal.ErrExists, seal.ErrMode, seal.ErrIdentity
+
 // The errors of this package, for errors.Is.
 var (
 	ErrMissing    = errors.New("keystore/local: there is no keystore")
-	ErrExists     = errors.New("keystore/local: there is a file already")
+	ErrExists     = sealExists
 	ErrLocked     = errors.New("keystore/local: in use by another process")
-	ErrMode       = errors.New("keystore/local: other users may read or write the file")
+	ErrMode       = sealMode
 	ErrNoIdentity = errors.New("keystore/local: opened without identity or passphrase")
-	ErrIdentity   = errors.New("keystore/local: wrong or unusable identity or passphrase")
+	ErrIdentity   = sealIdentity
 	ErrNotAStore  = errors.New("keystore/local: not a keystore of this format")
 )
 
