@@ -25,7 +25,7 @@ import (
 const module = "github.com/provisiond/provisiond"
 
 // Packages that stand under everything and import nothing of ours.
-var base = []string{"internal/secret", "internal/boltfile", "internal/canon", "internal/seal"}
+var base = []string{"internal/secret", "internal/boltfile", "internal/canon", "internal/conf", "internal/seal"}
 
 func onBase(more ...string) []string { return slices.Concat(base, more) }
 
@@ -36,6 +36,7 @@ var may = map[string][]string{
 	"internal/secret":   {},
 	"internal/boltfile": {},
 	"internal/canon":    {},
+	"internal/conf":     {},
 	"internal/seal":     {},
 
 	// What operators edit; only the files' text.

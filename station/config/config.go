@@ -7,22 +7,18 @@
 package config
 
 import (
-	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"go.yaml.in/yaml/v3"
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/provisiond/provisiond/internal/conf"
 	"github.com/provisiond/provisiond/keystore/escrow"
 	"github.com/provisiond/provisiond/station/hook"
 	"github.com/provisiond/provisiond/station/outbox/sinks"
@@ -75,8 +71,7 @@ type File struct {
 	// units of such a station count in no yield.
 	Simulated *Simulated `yaml:"simulated"`
 
-	name  string
-	lines map[string]int
+	places *conf.Places
 }
 
 // Journal says where the journal is and who vouches for it.
@@ -111,29 +106,7 @@ type Simulated struct {
 }
 
 // Error is one thing that is wrong in a file.
-type Error struct {
-	File    string
-	Line    int // 0 when the place has no line
-	Path    string
-	Problem string
-	Fix     string
-}
-
-// Error gives file, line, path, problem and what would be right.
-func (e *Error) Error() string {
-	s := e.File
-	if e.Line > 0 {
-		s += ":" + strconv.Itoa(e.Line)
-	}
-	if e.Path != "" {
-		s += ": " + e.Path
-	}
-	s += ": " + e.Problem
-	if e.Fix != "" {
-		s += "; " + e.Fix
-	}
-	return s
-}
+type Error = conf.Error
 
 // Load reads and checks a file.
 func Load(name string) (*File, error) {
@@ -144,30 +117,12 @@ func Load(name string) (*File, error) {
 	return Parse(name, b)
 }
 
-const maxFile = 1 << 20
-
 // Parse checks a file's text. All that is wrong is in the error, each as an *Error.
 func Parse(name string, b []byte) (*File, error) {
-	if len(b) > maxFile {
-		return nil, &Error{File: name, Problem: fmt.Sprintf("is longer than %d bytes", maxFile), Fix: "a configuration is a few pages of YAML"}
-	}
-	f := &File{name: name, lines: map[string]int{}}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(b, &doc); err != nil {
-		return nil, f.syntax(err)
-	}
-	if len(doc.Content) > 0 {
-		if err := f.plain(doc.Content[0], ""); err != nil {
-			return nil, err
-		}
-	}
-	d := yaml.NewDecoder(bytes.NewReader(b))
-	d.KnownFields(true)
-	if err := d.Decode(f); err != nil && !errors.Is(err, io.EOF) {
-		return nil, f.syntax(err)
-	}
-	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return nil, &Error{File: name, Problem: "a second YAML document begins", Fix: "keep one configuration per file"}
+	f := &File{}
+	var err error
+	if f.places, err = conf.Parse(name, b, f, "configs/station.yaml"); err != nil {
+		return nil, err
 	}
 	if err := f.validate(); err != nil {
 		return nil, err
@@ -176,73 +131,13 @@ func Parse(name string, b []byte) (*File, error) {
 	return f, nil
 }
 
-// plain notes the line of every path and refuses what a reader of the file could
-// overlook: aliases, anchors and tags.
-func (f *File) plain(n *yaml.Node, path string) error {
-	f.lines[path] = n.Line
-	switch {
-	case n.Kind == yaml.AliasNode || n.Anchor != "":
-		return &Error{File: f.name, Line: n.Line, Path: path, Problem: "uses an anchor or alias", Fix: "write the value out"}
-	case n.Style&yaml.TaggedStyle != 0:
-		return &Error{File: f.name, Line: n.Line, Path: path, Problem: "has a tag " + n.Tag, Fix: "write the value without it"}
-	}
-	switch n.Kind {
-	case yaml.MappingNode:
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if err := f.plain(n.Content[i+1], strings.TrimPrefix(path+"."+n.Content[i].Value, ".")); err != nil {
-				return err
-			}
-		}
-	case yaml.SequenceNode:
-		for i, c := range n.Content {
-			if err := f.plain(c, fmt.Sprintf("%s[%d]", path, i)); err != nil {
-				return err
-			}
-		}
-	case yaml.ScalarNode, yaml.DocumentNode, yaml.AliasNode:
-	}
-	return nil
-}
-
-var (
-	yamlLine  = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
-	yamlField = regexp.MustCompile(`^field (\S+) not found in type (\S+)$`)
-	yamlTwice = regexp.MustCompile(`^mapping key "(.*)" already defined at line (\d+)$`)
-)
-
-// syntax gives the parser's words a place.
-func (f *File) syntax(err error) error {
-	var te *yaml.TypeError
-	texts := []string{strings.TrimPrefix(err.Error(), "yaml: ")}
-	if errors.As(err, &te) {
-		texts = te.Errors
-	}
-	var out []error
-	for _, t := range texts {
-		e := &Error{File: f.name, Problem: t}
-		if m := yamlLine.FindStringSubmatch(t); m != nil {
-			e.Line, _ = strconv.Atoi(m[1])
-			e.Problem = m[2]
-		}
-		if m := yamlField.FindStringSubmatch(e.Problem); m != nil {
-			e.Path = m[1]
-			e.Problem, e.Fix = "there is no such key here", "see configs/station.yaml for what there is"
-		}
-		if m := yamlTwice.FindStringSubmatch(e.Problem); m != nil {
-			e.Path, e.Problem, e.Fix = m[1], "is on line "+m[2]+" too", "keep one of them"
-		}
-		out = append(out, e)
-	}
-	return errors.Join(out...)
-}
-
 // stationName is what a journal takes as a station's name.
 var stationName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 func (f *File) validate() error {
 	var errs []error
 	bad := func(path, fix, format string, args ...any) {
-		errs = append(errs, &Error{File: f.name, Line: f.line(path), Path: path, Problem: fmt.Sprintf(format, args...), Fix: fix})
+		errs = append(errs, f.places.At(path, fix, format, args...))
 	}
 	for _, r := range []struct{ path, value, example string }{
 		{"station", f.Station, "station: line-3"},
@@ -286,16 +181,7 @@ func (f *File) validate() error {
 		bad("login_to_start", "name the people file, or take this away", "nobody can log in without people")
 	}
 	errs = append(errs, f.parts()...)
-	slices.SortStableFunc(errs, func(a, b error) int { return cmp.Compare(lineOf(a), lineOf(b)) })
-	return errors.Join(errs...)
-}
-
-func lineOf(err error) int {
-	var e *Error
-	if errors.As(err, &e) {
-		return e.Line
-	}
-	return 0
+	return conf.Join(errs)
 }
 
 func (f *File) escrow() error {
@@ -320,7 +206,7 @@ func (f *File) parts() []error {
 				path, problem = "", err.Error()
 			}
 			full := strings.TrimSuffix(p.path+"."+path, ".")
-			out = append(out, &Error{File: f.name, Line: f.line(full), Path: full, Problem: problem})
+			out = append(out, f.places.At(full, "", "%s", problem))
 		}
 	}
 	return out
@@ -341,20 +227,6 @@ func flatten(err error) []error {
 	return []error{err}
 }
 
-// line is the line of a path, or of the nearest part of it that the file has.
-func (f *File) line(path string) int {
-	for {
-		if n, ok := f.lines[path]; ok {
-			return n
-		}
-		i := strings.LastIndexAny(path, ".[")
-		if i < 0 {
-			return f.lines[""]
-		}
-		path = path[:i]
-	}
-}
-
 // fill sets what was left out and makes file names absolute.
 func (f *File) fill() {
 	f.Start = cmp.Or(f.Start, "plug")
@@ -368,41 +240,16 @@ func (f *File) fill() {
 		*p = f.Resolve(*p)
 	}
 	for _, p := range []*string{&f.Journal.SigningKey, &f.Journal.Anchor, &f.Keystore} {
-		*p = f.resolvePrefixed(*p)
+		*p = f.places.ResolveAny(*p)
 	}
 	if f.Escrow != nil {
 		f.Escrow.Dir = f.Resolve(f.Escrow.Dir)
 	}
 }
 
-// resolvePrefixed resolves the file of vault:FILE and vault-transit:FILE, and what
-// has no prefix.
-func (f *File) resolvePrefixed(name string) string {
-	for _, prefix := range []string{"vault:", "vault-transit:"} {
-		if rest, ok := strings.CutPrefix(name, prefix); ok {
-			return prefix + f.Resolve(rest)
-		}
-	}
-	if name == "vault" || name == "vault-transit" { // that of the keystore
-		return name
-	}
-	return f.Resolve(name)
-}
-
 // Resolve is a file name as seen from the configuration's folder. credential:NAME
 // is a file in systemd's credentials directory.
-func (f *File) Resolve(name string) string {
-	if rest, ok := strings.CutPrefix(name, "credential:"); ok {
-		if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" && rest == filepath.Base(rest) && rest != ".." {
-			return filepath.Join(dir, rest)
-		}
-		return name
-	}
-	if name == "" || filepath.IsAbs(name) {
-		return name
-	}
-	return filepath.Join(filepath.Dir(f.name), name)
-}
+func (f *File) Resolve(name string) string { return f.places.Resolve(name) }
 
 // RecipeFiles lists the recipes that the patterns find.
 func (f *File) RecipeFiles() ([]string, error) {
@@ -413,8 +260,7 @@ func (f *File) RecipeFiles() ([]string, error) {
 			return nil, err
 		}
 		if len(found) == 0 {
-			path := fmt.Sprintf("recipes[%d]", i)
-			return nil, &Error{File: f.name, Line: f.line(path), Path: path, Problem: fmt.Sprintf("no file is called %s", f.Resolve(p)), Fix: "check the folder"}
+			return nil, f.places.At(fmt.Sprintf("recipes[%d]", i), "check the folder", "no file is called %s", f.Resolve(p))
 		}
 		out = append(out, found...)
 	}
