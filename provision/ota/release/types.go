@@ -183,9 +183,18 @@ func ParseShare(s string) (Share, error) {
 	return Share(w*100 + f), nil
 }
 
+// MarshalText writes the percentage.
+func (s Share) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads it.
+func (s *Share) UnmarshalText(b []byte) (err error) {
+	*s, err = ParseShare(string(b))
+	return err
+}
+
 // String is the percentage.
 func (s Share) String() string {
-	return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%d.%02d", s/100, s%100), "0"), ".")
+	return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%d.%02d", uint16(s)/100, uint16(s)%100), "0"), ".")
 }
 
 // Number is the unit's place among all units for a release, 0 to 9999. It depends
