@@ -23,6 +23,7 @@ type imageCmd struct {
 	Encrypt imageEncryptCmd `cmd:"" help:"Encrypt a file for one key and one flash address."`
 	Decrypt imageDecryptCmd `cmd:"" help:"Decrypt a file that was read from one flash address."`
 	Info    imageInfoCmd    `cmd:"" help:"Describe an image, a partition table or OTA data."`
+	Explain imageExplainCmd `cmd:"" help:"Say what a file is, which way into a unit takes it, and what the device prints otherwise."`
 	Sign    imageSignCmd    `cmd:"" help:"Sign an image for Secure Boot V2."`
 	Verify  imageVerifyCmd  `cmd:"" help:"Check the Secure Boot V2 signatures of an image."`
 }

@@ -109,16 +109,25 @@ func (f unitFlags) fromFile() (*ota.Unit, error) {
 		FlashSize: m.MaxFlash, Table: partition.New(), Key: key, Fingerprint: key.Fingerprint(),
 	}
 	if f.PartitionTable != "" {
-		b, err := readLimited(f.PartitionTable, partition.SectorSize)
-		if err == nil {
-			u.Table, err = partition.Parse(b)
-		}
-		if err != nil {
+		if u.Table, err = f.table(); err != nil {
 			u.Wipe()
-			return nil, usage("--partition-table: %w", err)
+			return nil, err
 		}
 	}
 	return u, nil
+}
+
+// table reads --partition-table.
+func (f unitFlags) table() (*partition.Table, error) {
+	b, err := readLimited(f.PartitionTable, partition.SectorSize)
+	if err != nil {
+		return nil, usage("--partition-table: %w", err)
+	}
+	t, err := partition.Parse(b)
+	if err != nil {
+		return nil, usage("--partition-table %s: %w", f.PartitionTable, err)
+	}
+	return t, nil
 }
 
 // cryptConfig is FLASH_CRYPT_CONFIG: of an ESP32 15 without a flag, of other
@@ -137,12 +146,9 @@ func cryptConfig(m chip.Model, flag *uint8) (uint8, error) {
 	return *flag, nil
 }
 
-// open gives the unit, and what ends the use of the keystore. keys shares the
+// open gives the unit, and what ends the use of the keystore; check comes first. keys shares the
 // keystore's login with signing keys in the same Vault.
 func (f unitFlags) open(ctx context.Context, keys *signers) (*ota.Unit, func(), error) {
-	if err := f.check(); err != nil {
-		return nil, nil, err
-	}
 	if f.KeyFile != "" {
 		u, err := f.fromFile()
 		if err != nil {
