@@ -91,11 +91,14 @@ func (c *demoCmd) Run(a *app) error {
 	return nil
 }
 
+// demoChips take turns unless --chip names one: a chip of either generation.
+var demoChips = []string{"esp32", "esp32c3"}
+
 func (c *demoCmd) setUp(a *app, dir string) (*demoSite, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, usage("--dir: %w", err)
 	}
-	names := chip.Names()
+	names := demoChips
 	if c.Chip != "" {
 		names = []string{c.Chip}
 	}
@@ -214,10 +217,8 @@ func (c *demoCmd) provisionOne(ctx context.Context, log *zap.Logger, e *provisio
 	return res
 }
 
-// demoRevision is silicon on which every profile works.
-func demoRevision(m chip.Model) chip.Revision {
-	return max(m.Lockdown.ClosedMinimum, 4)
-}
+// demoRevision is silicon on which every profile works; 0 leaves it to the simulator.
+func demoRevision(m chip.Model) chip.Revision { return m.Lockdown.ClosedMinimum }
 
 func (c *demoCmd) print(a *app, dir string, results []*provision.Result) error {
 	if c.JSON {

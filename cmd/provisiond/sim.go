@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/espsim"
+	"github.com/provisiond/provisiond/internal/espsim/bootrom"
 	"github.com/provisiond/provisiond/internal/espsim/serve"
 	"github.com/provisiond/provisiond/provision/recipe"
 )
@@ -28,6 +30,8 @@ type simCmd struct {
 	Revision   string   `help:"Silicon revision, for example 3.0." placeholder:"V"`
 	MAC        string   `name:"mac" help:"Base MAC of a new chip. Default: one made from --seed, locally administered." placeholder:"MAC"`
 	FlashSize  string   `help:"Flash of a new chip." default:"4MB"`
+	Crystal    int      `help:"The board's crystal in MHz, on chips that have several." placeholder:"MHZ"`
+	FirstBoot  []string `help:"What the simulated bootloader was built with, in release configuration, and burns by itself: secure-boot, flash-encryption." enum:"secure-boot,flash-encryption" placeholder:"WHAT"`
 	CodingSc   int      `name:"coding-scheme" help:"CODING_SCHEME of a new ESP32: 0 none, 1 3/4, 2 repeat."`
 	AppPrints  string   `help:"What the application prints once its image has been checked." placeholder:"TEXT"`
 	Fault      string   `help:"Faults, comma-separated: noise=P, drop=P, window=flash|burn, refuse=OP[@N][:S], lose=OP[@N], power=N, power-data=N, unplug=N, unplug-write=N, weak=P, stuck=B.I, ignore-reset=N, seed=S." placeholder:"SPEC"`
@@ -97,7 +101,11 @@ func (c *simCmd) board() (*espsim.Chip, error) {
 	}
 	o := espsim.Options{
 		Model: m, AppPrints: c.AppPrints, CodingScheme: c.CodingSc, Seed: c.Seed, Pace: c.Pace,
-		USBSerial: c.USBSerial, Blank: c.Blank,
+		USBSerial: c.USBSerial, Blank: c.Blank, Crystal: c.Crystal,
+		Build: bootrom.Build{
+			SecureBoot:      slices.Contains(c.FirstBoot, "secure-boot"),
+			FlashEncryption: slices.Contains(c.FirstBoot, "flash-encryption"),
+		},
 	}
 	size, err := recipe.ParseSize(c.FlashSize)
 	if err != nil {

@@ -374,11 +374,14 @@ func ByMagic(v uint32) (Model, error) {
 // MagicRegister is where ByMagic's value is read.
 const MagicRegister = 0x40001000
 
-// Names lists the chips that everything here can do, in the order of their
-// introduction: a chip stands in simulated once internal/espsim is one.
-func Names() []string { return slices.Clone(simulated) }
-
-var simulated = []string{"esp32", "esp32c3"}
+// Names lists the chips in the order of their introduction.
+func Names() []string {
+	var names []string
+	for _, m := range all() {
+		names = append(names, m.Name)
+	}
+	return names
+}
 
 // All lists the models of all chips, in the order of their introduction.
 func All() []Model { return all() }
