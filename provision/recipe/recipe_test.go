@@ -180,7 +180,7 @@ func TestParseBad(t *testing.T) {
 		{"nothing in it", "{}\n", []string{
 			"1: recipe: is missing; write recipe: followed by the product's name, for example thermostat-c3",
 			"1: revision: is missing; write revision: 1 and count it up with every change",
-			"1: chip: is missing; write chip: followed by one of esp32, esp32c3",
+			"1: chip: is missing; write chip: followed by one of " + strings.Join(chip.Names(), ", "),
 			"1: flash_size: is missing; write the size of the board's flash, for example flash_size: 4MB",
 			"1: profile: is missing; write profile: followed by one of development, hybrid, release, closed",
 			"1: boot_check: is missing; " + bootFix,
@@ -224,7 +224,7 @@ func TestParseBad(t *testing.T) {
 		{"quoted revision", set(`revision: "7"`), []string{"2: revision: is text, not a number; remove the quotes and " + intFix}},
 		{"huge revision", set("revision: 4294967296"), []string{"2: revision: 4294967296 is not between 1 and 999999999; " + intFix}},
 		{"revision list", set("revision: [1]"), []string{"2: revision: is a list, not a number; " + intFix}},
-		{"unknown chip", set("chip: esp8266"), []string{`3: chip: "esp8266" is not a chip that this build knows; write chip: followed by one of esp32, esp32c3`}},
+		{"unknown chip", set("chip: esp8266"), []string{`3: chip: "esp8266" is not a chip that this build knows; write chip: followed by one of ` + strings.Join(chip.Names(), ", ")}},
 
 		{"float chip revision", set("min_chip_revision: 0.3"), []string{"4: min_chip_revision: 0.3 without quotes is a number in YAML; " + revFix}},
 		{"octal chip revision", set("max_chip_revision: 0123"), []string{"9: max_chip_revision: 0123 without quotes is a number in YAML; " + revFix}},
