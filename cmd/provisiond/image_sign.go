@@ -92,16 +92,12 @@ func (c *imageSignCmd) Run(a *app) (err error) {
 	if err := writeWhole(c.Out, out, 0o666); err != nil {
 		return err
 	}
-	return c.tell(a, report)
-}
-
-func (c *imageSignCmd) tell(a *app, r secureboot.Report) error {
 	if c.JSON {
-		return json.NewEncoder(a.out).Encode(signatureJSON(c.Out, r, nil))
+		return json.NewEncoder(a.out).Encode(signatureJSON(c.Out, report, model, nil))
 	}
-	_, err := fmt.Fprintf(a.out, "%s: 0x%x bytes signed, %s\n", c.Out, r.Signed, signatureCount(r))
+	_, err = fmt.Fprintf(a.out, "%s: 0x%x bytes signed, %s\n", c.Out, report.Signed, signatureCount(report))
 	if err == nil {
-		err = printSignatures(a.out, r, nil)
+		err = printSignatures(a.out, report, model, nil)
 	}
 	return err
 }
@@ -123,16 +119,16 @@ func (c *imageVerifyCmd) Run(a *app) error {
 	if err != nil {
 		return usage("IN: %w", err)
 	}
-	report, err := c.verify(file, trusted)
+	report, model, err := c.verify(file, trusted)
 	if err != nil {
 		return refuseImage(c.In, file, err)
 	}
 	if c.JSON {
-		return json.NewEncoder(a.out).Encode(signatureJSON(c.In, report, trusted))
+		return json.NewEncoder(a.out).Encode(signatureJSON(c.In, report, model, trusted))
 	}
 	_, err = fmt.Fprintf(a.out, "%s: good: 0x%x bytes signed, %s\n", c.In, report.Signed, signatureCount(report))
 	if err == nil {
-		err = printSignatures(a.out, report, trusted)
+		err = printSignatures(a.out, report, model, trusted)
 	}
 	if err == nil && len(trusted) == 0 {
 		_, err = fmt.Fprintln(a.out, "whose keys these are was not compared: give --key or --digest")
@@ -140,26 +136,27 @@ func (c *imageVerifyCmd) Run(a *app) error {
 	return err
 }
 
-func (c *imageVerifyCmd) verify(file []byte, trusted []secureboot.KeyDigest) (secureboot.Report, error) {
-	r, err := secureboot.Verify(file)
-	if err != nil {
-		return r, err
-	}
+func (c *imageVerifyCmd) verify(file []byte, trusted []secureboot.KeyDigest) (secureboot.Report, chip.Model, error) {
+	fail := func(err error) (secureboot.Report, chip.Model, error) { return secureboot.Report{}, chip.Model{}, err }
 	model, rev, err := c.model(file)
 	if err != nil {
-		return r, err
+		return fail(err)
 	}
 	m, err := image.Parse(file)
 	if err != nil {
-		return r, err
+		return fail(err)
+	}
+	r, err := secureboot.Verify(file)
+	if err != nil {
+		return fail(err)
 	}
 	if err := errors.Join(m.CheckFor(model, rev), r.CheckFor(model, rev)); err != nil {
-		return r, err
+		return fail(err)
 	}
 	if len(trusted) > 0 && !slices.ContainsFunc(trusted, r.SignedBy) {
-		return r, fmt.Errorf("it is signed by none of the given keys: its key digests are %s", digests(r))
+		return fail(fmt.Errorf("it is signed by none of the given keys: its key digests are %s", digests(r)))
 	}
-	return r, nil
+	return r, model, nil
 }
 
 // trusted are the digests of --key and --digest.
@@ -221,7 +218,7 @@ func digests(r secureboot.Report) string {
 	return text
 }
 
-func printSignatures(w io.Writer, r secureboot.Report, trusted []secureboot.KeyDigest) error {
+func printSignatures(w io.Writer, r secureboot.Report, model chip.Model, trusted []secureboot.KeyDigest) error {
 	for i, s := range r.Signatures {
 		mark := ""
 		if slices.Contains(trusted, s.Key.Digest()) {
@@ -231,10 +228,14 @@ func printSignatures(w io.Writer, r secureboot.Report, trusted []secureboot.KeyD
 			return err
 		}
 	}
-	return nil
+	if !r.Weak(model) {
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "warning: the vendor calls the %s's verification of ECDSA insecure: it accepts some crafted signatures (docs/secureboot.md)\n", model.Title)
+	return err
 }
 
-func signatureJSON(name string, r secureboot.Report, trusted []secureboot.KeyDigest) map[string]any {
+func signatureJSON(name string, r secureboot.Report, model chip.Model, trusted []secureboot.KeyDigest) map[string]any {
 	rows := []map[string]any{}
 	for i, s := range r.Signatures {
 		row := map[string]any{"block": i, "offset": s.Offset, "key_digest": s.Key.Digest()}
@@ -244,7 +245,7 @@ func signatureJSON(name string, r secureboot.Report, trusted []secureboot.KeyDig
 		rows = append(rows, row)
 	}
 	return map[string]any{
-		"file": name, "scheme": r.Scheme, "signed_bytes": r.Signed, "image_digest": hex.EncodeToString(r.ImageDigest), "signatures": rows,
+		"file": name, "scheme": r.Scheme, "signed_bytes": r.Signed, "weak": r.Weak(model), "image_digest": hex.EncodeToString(r.ImageDigest), "signatures": rows,
 	}
 }
 
@@ -257,9 +258,10 @@ func signatureInfo(file []byte, info map[string]any, w io.Writer) {
 		_, _ = fmt.Fprintf(w, "not well signed: %s\n", err)
 		return
 	}
-	signed := signatureJSON("", r, nil)
+	model, _, _ := chipFlags{}.model(file) // a chip that is not known has no warning
+	signed := signatureJSON("", r, model, nil)
 	delete(signed, "file") // info has it
 	info["signed"] = signed
 	_, _ = fmt.Fprintf(w, "signed: %s over 0x%x bytes\n", signatureCount(r), r.Signed)
-	_ = printSignatures(w, r, nil) // into a buffer
+	_ = printSignatures(w, r, model, nil) // into a buffer
 }

@@ -123,6 +123,10 @@ func (r Report) CheckFor(c chip.Model, rev chip.Revision) error {
 	return checkChip(c, rev, r.Scheme, len(r.Signatures))
 }
 
+// Weak reports whether the vendor says that this chip verifies such signatures
+// badly: it accepts crafted ones (chip.SecureBoot.WeakECDSA).
+func (r Report) Weak(c chip.Model) bool { return c.SecureBoot.WeakECDSA && r.Scheme.ECDSA() }
+
 func checkChip(c chip.Model, rev chip.Revision, scheme chip.SignatureScheme, blocks int) error {
 	sb := c.SecureBoot
 	if len(sb.Schemes) == 0 || rev < sb.MinimumRevision {

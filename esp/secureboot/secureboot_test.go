@@ -19,6 +19,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -597,6 +598,95 @@ func TestCheckFor(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", c.name, err, c.want)
 		}
 	}
+}
+
+// On every chip each scheme is signed, or refused, as esp-facts E.1 has it.
+func TestEveryChip(t *testing.T) {
+	want := map[string]string{
+		"esp32": "rsa3072", "esp32s2": "rsa3072", "esp32s3": "rsa3072", "esp32c3": "rsa3072", "esp32c2": "ecdsa256",
+		"esp32c6": "ecdsa256 rsa3072", "esp32h2": "ecdsa256! rsa3072", "esp32c61": "ecdsa256!",
+		"esp32c5": "ecdsa256! ecdsa384! rsa3072", "esp32p4": "ecdsa256! ecdsa384! rsa3072",
+	}
+	for _, m := range chip.All() {
+		img := &image.Image{
+			Header:   image.Header{ChipID: m.ID, WPPin: image.WPPinDisabled, HashAppended: true},
+			Segments: []image.Segment{{LoadAddr: 0, Data: make([]byte, 256)}},
+		}
+		file, err := img.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var takes []string
+		for _, name := range []string{"ecdsa192", "ecdsa256", "ecdsa384", "rsa3072"} {
+			opts := secureboot.Options{Chip: &m, Revision: image.RevisionUnknown}
+			out, err := secureboot.Sign(context.Background(), file, opts, keys()[name])
+			if err != nil {
+				if !errors.Is(err, secureboot.ErrScheme) || !strings.Contains(err.Error(), m.Title) {
+					t.Errorf("%s, %s: %v", m.Name, name, err)
+				}
+				continue
+			}
+			r, err := secureboot.Verify(out)
+			if err := errors.Join(err, r.CheckFor(m, image.RevisionUnknown)); err != nil {
+				t.Errorf("%s, %s: %v", m.Name, name, err)
+			}
+			if r.Weak(m) {
+				name += "!"
+			}
+			takes = append(takes, name)
+		}
+		if got := strings.Join(takes, " "); got != want[m.Name] {
+			t.Errorf("%s takes %q, want %q", m.Name, got, want[m.Name])
+		}
+	}
+}
+
+// docs/secureboot.md has the schemes of every chip.
+func TestDocumentedSchemes(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "secureboot.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range chip.All() {
+		var row string
+		for line := range strings.Lines(string(doc)) {
+			if head, _, _ := strings.Cut(strings.TrimPrefix(line, "| "), " |"); strings.HasPrefix(line, "| ESP32") && slices.Contains(titles(head), m.Title) {
+				row += line
+			}
+		}
+		sb := m.SecureBoot
+		want := []string{fmt.Sprintf("| %d |", sb.DigestSlots)}
+		if sb.WeakECDSA {
+			want = append(want, "weak")
+		}
+		if sb.MinimumRevision != 0 {
+			want = append(want, m.Title+" from "+sb.MinimumRevision.String())
+		}
+		for _, s := range sb.Schemes {
+			want = append(want, "`"+string(s.Scheme)+"`")
+			if s.MinimumRevision != 0 {
+				want = append(want, "from "+s.MinimumRevision.String()+" `"+string(s.Scheme)+"`")
+			}
+		}
+		for _, w := range want {
+			if !strings.Contains(row, w) {
+				t.Errorf("%s: its row lacks %q: %s", m.Name, w, row)
+			}
+		}
+		if n := strings.Count(row, "`"); n != 2*len(sb.Schemes) {
+			t.Errorf("%s: its row names %d schemes, not %d: %s", m.Name, n/2, len(sb.Schemes), row)
+		}
+	}
+}
+
+// titles are the chips in the first cell of a row.
+func titles(cell string) []string {
+	var all []string
+	for part := range strings.SplitSeq(cell, ", ") {
+		name, _, _ := strings.Cut(part, " from ")
+		all = append(all, name)
+	}
+	return all
 }
 
 func TestPublicKeyPEM(t *testing.T) {
