@@ -2,6 +2,7 @@ package chip_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/provisiond/provisiond/esp/chip"
@@ -41,13 +42,19 @@ func TestModelsAreCopies(t *testing.T) {
 }
 
 func TestLookup(t *testing.T) {
-	for _, name := range chip.Names() {
-		m, err := chip.ByName(name)
-		if err != nil {
-			t.Fatal(err)
+	for _, m := range chip.All() {
+		for _, name := range []string{m.Name, m.Title, strings.ToUpper(m.Name)} {
+			if byName, err := chip.ByName(name); err != nil || byName.ID != m.ID {
+				t.Errorf("ByName(%s) = %s, %v", name, byName.Name, err)
+			}
 		}
-		if byID, err := chip.ByID(m.ID); err != nil || byID.Name != name {
+		if byID, err := chip.ByID(m.ID); err != nil || byID.Name != m.Name {
 			t.Errorf("ByID(%d) = %s, %v", m.ID, byID.Name, err)
+		}
+	}
+	for _, name := range chip.Names() {
+		if _, err := chip.ByName(name); err != nil {
+			t.Error(err)
 		}
 	}
 	if m, err := chip.ByMagic(0x00F01D83); err != nil || m.Name != "esp32" {
