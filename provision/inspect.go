@@ -105,6 +105,7 @@ type PlanReport struct {
 	Erase          []layout.Range         `json:"erase"`
 	Untouched      []layout.Range         `json:"untouched"`
 	Warnings       []string               `json:"warnings"`
+	Advisories     []chip.Advisory        `json:"advisories"` // what is known of this silicon
 	Stages         []string               `json:"stages"`
 	Bits           []efuse.Bit            `json:"bits"`
 }
@@ -134,10 +135,21 @@ func MakePlan(ctx context.Context, line Line, job *Job, trace func(rom.TraceEven
 		Regions: job.Layout.Summary(), Erase: job.Layout.Erase, Untouched: job.Layout.Untouched,
 		Warnings: append([]string{}, job.Layout.Warnings...), Bits: u.plan.Bits(),
 	}
+	p.Advisories = append([]chip.Advisory{}, u.model.Advisories(u.rev)...)
 	for _, s := range u.plan.Stages() {
 		p.Stages = append(p.Stages, s.Name)
 	}
 	return p, nil
+}
+
+// advisoryIDs names what is known of a chip's silicon when a unit is planned: the
+// journal keeps the ids, and esp/chip says what each means.
+func advisoryIDs(m chip.Model, rev chip.Revision) []string {
+	var ids []string
+	for _, a := range m.Advisories(rev) {
+		ids = append(ids, a.ID)
+	}
+	return ids
 }
 
 // noJournal is for plans: they do nothing that would have to be recorded.

@@ -215,6 +215,9 @@ func (u *unit) admit(ctx context.Context) error {
 				"plan_sha256": u.res.PlanSHA256, "table_sha256": hex.EncodeToString(th[:]),
 				"bits": len(u.plan.Bits()), "continues": u.past.keyBurned,
 			}
+			if ids := advisoryIDs(u.model, u.rev); len(ids) > 0 {
+				saw["advisories"] = ids
+			}
 			if u.past.unasked != "" {
 				saw["warning"] = u.past.unasked
 			}

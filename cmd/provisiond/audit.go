@@ -226,6 +226,15 @@ func printStatement(w io.Writer, c qa.Certificate) {
 	if s.Reason != "" {
 		line("reason", "%s", s.Reason)
 	}
+	for _, id := range s.Advisories {
+		text := "this build does not know what it says"
+		if a, ok := chip.FindAdvisory(id); ok {
+			if text = a.Statement; a.When != "" {
+				text += " Matters with: " + a.When + "."
+			}
+		}
+		line("known", "%s: %s", id, text)
+	}
 	line("recipe", "%s revision %d, SHA-256 %s", s.Recipe, s.RecipeRevision, s.RecipeSHA256)
 	line("key", "%s", s.KeyFingerprint)
 	line("kept", "%s version %d", s.KeyRef, s.KeyVersion)

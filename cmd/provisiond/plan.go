@@ -98,6 +98,16 @@ func printPlan(out io.Writer, p *provision.PlanReport) error {
 	for _, w := range p.Warnings {
 		_, _ = fmt.Fprintln(out, "warning:", w)
 	}
+	if len(p.Advisories) > 0 {
+		_, _ = fmt.Fprintf(out, "\nKnown of %s %s (a list to begin with, not a complete one; see the vendor's pages):\n", p.Chip, p.Revision)
+	}
+	for _, a := range p.Advisories {
+		when := ""
+		if a.When != "" {
+			when = " Matters with: " + a.When + "."
+		}
+		_, _ = fmt.Fprintf(out, "  %s (%s): %s%s\n    %s\n", a.ID, a.Sure, a.Statement, when, a.Handling)
+	}
 	_, _ = fmt.Fprintln(out, "\nFlash (can be written again until encryption is on):")
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, r := range p.Regions {

@@ -57,6 +57,9 @@ type Statement struct {
 	Revision  string `json:"revision"`
 	FlashID   string `json:"flash_id"`
 	FlashSize uint32 `json:"flash_size"`
+	// Advisories names what was known of this silicon when the unit was planned: ids
+	// of esp/chip. Certificates of before it was recorded have none.
+	Advisories []string `json:"advisories,omitempty"`
 
 	Recipe         string `json:"recipe"`
 	RecipeRevision int    `json:"recipe_revision"`
@@ -463,7 +466,7 @@ func (u *Unit) statement() Statement {
 		Verdict: string(final.Verdict), Cause: string(final.Cause), Reason: final.Reason,
 		Chip: final.Chip, Revision: final.Revision, FlashID: final.FlashID, FlashSize: final.FlashSize,
 		Recipe: final.Recipe, RecipeRevision: final.RecipeRevision, RecipeSHA256: final.RecipeSHA256, Profile: final.Profile,
-		PlanSHA256: final.PlanSHA256, TableSHA256: final.TableSHA256,
+		PlanSHA256: final.PlanSHA256, TableSHA256: final.TableSHA256, Advisories: slices.Clone(final.Advisories),
 		Images: []Image{}, Closing: final.Closing,
 		Station: final.Station, Slot: final.Slot, Operator: final.Operator, Lot: final.Lot, Tool: final.Tool, Job: final.Job,
 		Ended: stamp(final.lastEntryAt), Entry: final.Entries[len(final.Entries)-1],

@@ -61,6 +61,7 @@ type Attempt struct {
 	FlashSize                     uint32
 	Simulated, Continues          bool
 	PlanSHA256, TableSHA256       string
+	Advisories                    []string // ids, as the plan's entry names them
 	Before, After                 []efuse.BlockWords // as read; a readable key is its fingerprint
 	BeforeErrors, AfterErrors     []efuse.ErrorRegister
 	KeyFingerprint, KeyRef, Store string
@@ -305,6 +306,7 @@ type payload struct {
 	ReworkReason   string                `json:"rework_reason"`
 	PlanSHA256     string                `json:"plan_sha256"`
 	TableSHA256    string                `json:"table_sha256"`
+	Advisories     []string              `json:"advisories"`
 	Continues      bool                  `json:"continues"`
 	Regions        json.RawMessage       `json:"regions"` // a list, or how many
 	KeyFingerprint string                `json:"key_fingerprint"`
@@ -453,6 +455,9 @@ func (a *Attempt) observe(e journal.Entry, p payload) error {
 		keep(&a.Lot, p.Lot)
 		keep(&a.PlanSHA256, p.PlanSHA256)
 		keep(&a.TableSHA256, p.TableSHA256)
+		if len(p.Advisories) > 0 {
+			a.Advisories = p.Advisories
+		}
 		a.Continues = p.Continues
 	case stepVerify:
 		if done && len(p.Regions) > 0 && p.Regions[0] == '[' {

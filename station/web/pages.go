@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/station"
 )
@@ -34,7 +35,7 @@ func loadPages(langs map[string]*lang) (map[string]*template.Template, error) {
 		t, err := template.New("").Funcs(template.FuncMap{
 			"t": l.t, "word": l.word, "condition": l.condition, "secs": l.seconds, "pct": l.percent, "bytes": l.bytes,
 			"clock": clock, "date": date, "hex": func(n any) string { return fmt.Sprintf("0x%x", n) },
-			"asset": asset, "dict": dict, "short": short, "verdictState": verdictState, "sources": sources, "mac": splitMAC, "languages": func() []string { return languages },
+			"asset": asset, "dict": dict, "short": short, "verdictState": verdictState, "sources": sources, "mac": splitMAC, "advisories": advisories, "languages": func() []string { return languages },
 		}).ParseFS(templateFiles, "templates/*.html")
 		if err != nil {
 			return nil, err
@@ -42,6 +43,20 @@ func loadPages(langs map[string]*lang) (map[string]*template.Template, error) {
 		out[tag] = t
 	}
 	return out, nil
+}
+
+// advisories lists what is known of a board's silicon; nothing for a board whose chip
+// nobody has read yet.
+func advisories(name, revision string) []chip.Advisory {
+	m, err := chip.ByName(name)
+	if err != nil {
+		return nil
+	}
+	rev, err := chip.ParseRevision(revision)
+	if err != nil {
+		return nil
+	}
+	return m.Advisories(rev)
 }
 
 // dict makes a map for a template that calls another one.
