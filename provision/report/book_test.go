@@ -160,7 +160,7 @@ func (b *book) run(r run) {
 		{"inspect", map[string]any{}, map[string]any{
 			"chip": "esp32c3", "revision": "v0.4", "efuse": blankFuses(r.mac), "efuse_errors": noErrors, "flash_id": "c8 40 16", "flash_size": 4 << 20, "simulated": r.mac.LocallyAdministered(),
 		}},
-		{"plan", map[string]any{"recipe": r.recipe, "recipe_revision": 3, "profile": "release"}, map[string]any{"plan_sha256": sum, "table_sha256": sum, "bits": 15, "continues": false}},
+		{"plan", map[string]any{"recipe": r.recipe, "recipe_revision": 3, "profile": "release"}, map[string]any{"plan_sha256": sum, "table_sha256": sum, "bits": 15, "continues": false, "advisories": []string{"AR2022-006"}}},
 		{"flash", map[string]any{"baud": 921600}, map[string]any{"baud": 921600, "bytes": 43424}},
 		{"verify-flash", map[string]any{"regions": 1}, map[string]any{"regions": []Image{{Name: "bootloader", Offset: 0, Length: 6224, Encrypted: true, MD5: strings.Repeat("cd", 16), PlaintextSHA256: sum, CiphertextSHA256: sum}}}},
 		{"custody", map[string]any{"key_fingerprint": fp}, map[string]any{"key_fingerprint": fp, "key_ref": ref, "key_version": 1, "store": "x"}},

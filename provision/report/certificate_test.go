@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -161,6 +162,9 @@ func TestCertificate(t *testing.T) {
 		!strings.Contains(st.BootText, "app running") || st.Tool != "provisiond test" || st.FlashSize != 4<<20 || st.Recipe != "sensor" || st.RecipeRevision != 3 ||
 		st.RecipeSHA256 == "" || st.PlanSHA256 == "" || st.TableSHA256 == "" || len(st.Attempts) != 2 || st.Attempts[0].Verdict != "ERROR" {
 		t.Errorf("%+v", st)
+	}
+	if !slices.Equal(st.Advisories, []string{"AR2022-006"}) {
+		t.Errorf("advisories %v", st.Advisories)
 	}
 	if !strings.HasPrefix(st.EFuseBefore.Token, "EFSR:esp32c3:004:") || !strings.HasPrefix(st.EFuseAfter.Token, "EFSR:esp32c3:004:") || st.EFuseBefore.Token == st.EFuseAfter.Token {
 		t.Errorf("tokens %q, %q", st.EFuseBefore.Token, st.EFuseAfter.Token)

@@ -61,7 +61,7 @@ type Attempt struct {
 	FlashSize                     uint32
 	Simulated, Continues          bool
 	PlanSHA256, TableSHA256       string
-	Advisories                    []string // ids, as the plan's entry names them
+	Advisories                    []string           // ids, as the plan's entry names them
 	Before, After                 []efuse.BlockWords // as read; a readable key is its fingerprint
 	BeforeErrors, AfterErrors     []efuse.ErrorRegister
 	KeyFingerprint, KeyRef, Store string
