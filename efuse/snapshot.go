@@ -368,6 +368,22 @@ func setsHold(t *table.Table, p table.Purpose, value func(table.Field) uint64) b
 	})
 }
 
+// SlotFingerprint names what a slot holds, for a key of the given purpose, whether or
+// not the purpose is burned yet. With no purpose it is that of KeyBlock. It is zero for
+// what is empty or hidden.
+func (s *Snapshot) SlotFingerprint(slot, purpose string) (Fingerprint, error) {
+	k, err := s.KeyBlock(slot)
+	if err != nil || purpose == "" {
+		return k.Fingerprint, err
+	}
+	p, ok := s.t.Purpose(purpose)
+	if !ok {
+		return Fingerprint{}, fmt.Errorf("purpose %q is %w of %s", purpose, table.ErrUnknown, s.m.Title)
+	}
+	sl, _ := s.t.Slot(slot) // KeyBlock has found it
+	return s.fingerprint(sl, p.Reversed), nil
+}
+
 // KeyBlock finds one by any name of the block or of its half.
 func (s *Snapshot) KeyBlock(name string) (KeyBlockState, error) {
 	slot, ok := s.t.Slot(name)

@@ -295,6 +295,9 @@ func (u *unit) close(ctx context.Context) error {
 	intent := map[string]any{"plan_sha256": Hash(u.plan.Hash()), "fuse": fuse}
 	return u.do(ctx, stageClose, intent, func(ctx context.Context) (observed, error) {
 		u.burning = true
+		if err := u.checkRelease(); err != nil {
+			return nil, err
+		}
 		for try := 1; ; try++ {
 			rep, err := u.burnOnce(ctx)
 			saw := observed{"fuse": fuse, "report": rep}

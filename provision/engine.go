@@ -20,7 +20,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/provisiond/provisiond/efuse"
@@ -61,7 +60,6 @@ type Job struct {
 	Recipe *recipe.Recipe
 	Layout *layout.Layout
 	hash   [sha256.Size]byte         // over the recipe's meaning and all that goes to flash
-	slots  []keySlot                 // the keys that burn-key puts into key blocks, nameless
 	plain  []Hash                    // SHA-256 of the regions' plaintext, in their order
 	blank  map[uint32][md5.Size]byte // MD5 of so many erased bytes, for the ranges that are erased
 }
@@ -76,19 +74,11 @@ func NewJob(r *recipe.Recipe) (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := stages(r.Model(), r); err != nil {
-		return nil, err
-	}
-	t, err := table.For(r.Chip)
-	if err != nil {
-		return nil, err
-	}
-	slots, err := secretSlots(t, r)
-	if err != nil {
-		return nil, err
-	}
 	rh, lh := r.Hash(), l.Hash()
-	j := &Job{Recipe: r, Layout: l, slots: slots, hash: sha256.Sum256(append(rh[:], lh[:]...)), blank: map[uint32][md5.Size]byte{}}
+	j := &Job{Recipe: r, Layout: l, hash: sha256.Sum256(append(rh[:], lh[:]...)), blank: map[uint32][md5.Size]byte{}}
+	if _, err := j.usualStages(); err != nil {
+		return nil, err
+	}
 	for _, region := range l.Regions {
 		j.plain = append(j.plain, sha256.Sum256(region.Plain))
 	}
@@ -96,6 +86,15 @@ func NewJob(r *recipe.Recipe) (*Job, error) {
 		j.blank[e.Size] = md5.Sum(bytes.Repeat([]byte{0xFF}, int(e.Size))) //nolint:gosec // what the ROM computes over its flash
 	}
 	return j, nil
+}
+
+// usualStages lists the stages for the newest silicon.
+func (j *Job) usualStages() ([]efuse.Stage, error) {
+	t, err := table.For(j.Recipe.Chip)
+	if err != nil {
+		return nil, err
+	}
+	return j.stages(j.Recipe.Model(), t)
 }
 
 // Hash stands for the recipe's meaning and all that goes to flash.
@@ -162,6 +161,8 @@ type unit struct {
 	key    keystore.Key
 	fp     keystore.Fingerprint
 	slots  []keySlot // what burn-key puts where
+	// digests is what burn-digests does.
+	digests []keySlot
 
 	facts     *unitFacts       // of the unit's first writing, in a rework; nil: this run's own
 	token     *keystore.Digest // of the OTA token in its data; nil: there is none
@@ -200,7 +201,6 @@ func (e *Engine) Run(ctx context.Context, line Line, job *Job) *Result {
 func (e *Engine) newUnit(line Line, job *Job, steps int) *unit {
 	return &unit{
 		Engine: e, job: job, line: line, start: time.Now(), steps: steps, model: job.Recipe.Model(),
-		slots: slices.Clone(job.slots),
 		res: &Result{
 			Recipe: job.Recipe.Name, RecipeRevision: job.Recipe.Revision,
 			Profile: string(job.Recipe.Profile), Chip: job.Recipe.Chip,
@@ -217,7 +217,7 @@ func plannedSteps(store keystore.Store, job *Job) []string {
 		names = append(names, stepReserve)
 	}
 	names = append(names, stepFlash, stepVerify, stepCustody)
-	all, _ := stages(job.Recipe.Model(), job.Recipe) // NewJob has tried it
+	all, _ := job.usualStages() // NewJob has tried it
 	for _, s := range all {
 		names = append(names, s.Name)
 		if s.Name == stageEnable && job.Recipe.BootCheck.Enabled() {

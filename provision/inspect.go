@@ -3,7 +3,6 @@ package provision
 import (
 	"context"
 	"encoding/hex"
-	"slices"
 	"strings"
 
 	"github.com/provisiond/provisiond/efuse"
@@ -115,7 +114,7 @@ type PlanReport struct {
 func MakePlan(ctx context.Context, line Line, job *Job, trace func(rom.TraceEvent)) (*PlanReport, error) {
 	u := &unit{
 		Engine: &Engine{Trace: trace, Journal: noJournal{}, Store: nil}, job: job, line: line,
-		model: job.Recipe.Model(), slots: slices.Clone(job.slots), res: &Result{}, past: history{intents: map[string]bool{}},
+		model: job.Recipe.Model(), res: &Result{}, past: history{intents: map[string]bool{}},
 	}
 	if err := u.connectFirst(ctx); err != nil {
 		return nil, onlyLooked(ctx, err)

@@ -25,18 +25,20 @@ type keySlot struct {
 	origin      origin
 }
 
-// origin says where the bytes of a slot come from. All of it follows from the one
-// key that is in custody (docs/decisions/0011).
+// origin says where the bytes of a slot come from. All secrets follow from the one key
+// that is in custody (docs/decisions/0011).
 type origin struct {
 	kind        originKind
-	first, last int // originFlash: these bytes of the key
+	first, last int    // originFlash: these bytes of the key
+	digest      []byte // originDigest
 }
 
 type originKind int
 
 const (
-	originFlash originKind = iota + 1 // the flash encryption key, or a half of it
-	originHMAC                        // the unit's HMAC_UP key
+	originFlash  originKind = iota + 1 // the flash encryption key, or a half of it
+	originHMAC                         // the unit's HMAC_UP key
+	originDigest                       // of a public key that Secure Boot trusts
 )
 
 // flashPurposes lists what the eFuse table calls the key blocks of a flash
@@ -54,10 +56,49 @@ var flashPurposes = map[chip.Scheme]struct {
 
 const purposeHMAC = "HMAC_UP"
 
-// secretSlots lists the keys that a recipe's units hide from everybody. They are
-// burned in one run of burn-key. A chip with purpose fields takes them from its
-// first key block on; on the others the purpose says the block.
-func secretSlots(t *table.Table, r *recipe.Recipe) ([]keySlot, error) {
+// unitKeys is all that a job burns into key blocks.
+type unitKeys struct {
+	secrets []keySlot // in one run of burn-key, the flash encryption key first
+	digests []keySlot // later, since they are no secret and can be burned by any run
+}
+
+// keysFor places a job's keys. A chip with purpose fields takes them from its first
+// key block on; on the others the purpose says the block. A digest that shares its
+// block with a secret (ESP32-C2) goes in the secret's burn: the block takes one only.
+func (j *Job) keysFor(m chip.Model, t *table.Table) (k unitKeys, err error) {
+	r := j.Recipe
+	if k.secrets, err = secretSlots(r); err != nil {
+		return k, err
+	}
+	if err := place(t, k.secrets, 0); err != nil {
+		return k, err
+	}
+	k.digests = digestSlots(m, t, r)
+	if r.SecureBoot != nil && len(k.digests) != len(r.SecureBoot.Keys) {
+		return k, fmt.Errorf("the %s holds no %d digests, or the keys of secure_boot were not read", t.Chip(), len(r.SecureBoot.Keys))
+	}
+	if err := place(t, k.digests, len(k.secrets)); err != nil {
+		return k, err
+	}
+	shares := func(d keySlot) bool {
+		return slices.ContainsFunc(k.secrets, func(s keySlot) bool {
+			a, _ := t.Slot(d.Block)
+			b, _ := t.Slot(s.Block)
+			return a.Block == b.Block
+		})
+	}
+	for _, d := range k.digests {
+		if shares(d) {
+			k.secrets = append(k.secrets, d)
+		}
+	}
+	k.digests = slices.DeleteFunc(k.digests, shares)
+	return k, nil
+}
+
+// secretSlots lists the keys that a recipe's units hide from everybody, without their
+// blocks.
+func secretSlots(r *recipe.Recipe) ([]keySlot, error) {
 	var out []keySlot
 	flash, ok := flashPurposes[r.Scheme()]
 	if !ok {
@@ -69,7 +110,7 @@ func secretSlots(t *table.Table, r *recipe.Recipe) ([]keySlot, error) {
 	if r.ECIES {
 		out = append(out, keySlot{Purpose: purposeHMAC, origin: origin{kind: originHMAC}})
 	}
-	return out, place(t, out, 0)
+	return out, nil
 }
 
 // place gives each slot its block: the purpose's own, or the next one from first on.
@@ -109,7 +150,7 @@ func protection(t *table.Table, name string, slots []keySlot) efuse.Stage {
 		if p, _ := t.Purpose(s.Purpose); p.Reading == table.ReadMust {
 			st.ReadProtect = append(st.ReadProtect, s.Block)
 		}
-		st.WriteProtect = append(st.WriteProtect, s.Block)
+		st.WriteProtect = append(st.WriteProtect, s.Block) // halves of a block share the bit
 		if f, ok := purposeField(t, s.Block); ok {
 			st.WriteProtect = append(st.WriteProtect, f.Name)
 		}
@@ -139,15 +180,27 @@ func (u *unit) bytesOf(s keySlot) (out *secret.Bytes, err error) {
 			err = k.Use(take)
 			k.Wipe()
 		}
+	case originDigest:
+		err = take(s.origin.digest)
 	default:
 		err = fmt.Errorf("nothing says what goes into %s", s.Block)
 	}
 	return out, err
 }
 
-// nameSlots puts the fingerprints of what goes there into the unit's slots.
-func (u *unit) nameSlots() error {
-	for i, s := range u.slots {
+// takeKeys gives the unit its slots, for the silicon that it has.
+func (u *unit) takeKeys() error {
+	k, err := u.job.keysFor(u.model, u.now.Table())
+	if err != nil {
+		return err
+	}
+	u.slots, u.digests = k.secrets, k.digests
+	return u.nameSlots(u.digests)
+}
+
+// nameSlots puts the fingerprints of what goes there into slots.
+func (u *unit) nameSlots(slots []keySlot) error {
+	for i, s := range slots {
 		b, err := u.bytesOf(s)
 		if err != nil {
 			return err
@@ -157,18 +210,27 @@ func (u *unit) nameSlots() error {
 		if err != nil {
 			return err
 		}
-		u.slots[i].Fingerprint = keystore.Fingerprint(fp)
+		slots[i].Fingerprint = keystore.Fingerprint(fp)
 	}
 	return nil
 }
 
 // slotAt finds the slot of a block, among all that the job burns.
 func (u *unit) slotAt(block string) (keySlot, bool) {
-	i := slices.IndexFunc(u.slots, func(s keySlot) bool { return s.Block == block })
+	return findSlot(slices.Concat(u.slots, u.digests), func(s keySlot) bool { return s.Block == block })
+}
+
+// slotOf finds the slot of a purpose.
+func (u *unit) slotOf(purpose string) (keySlot, bool) {
+	return findSlot(slices.Concat(u.slots, u.digests), func(s keySlot) bool { return s.Purpose == purpose })
+}
+
+func findSlot(list []keySlot, is func(keySlot) bool) (keySlot, bool) {
+	i := slices.IndexFunc(list, is)
 	if i < 0 {
 		return keySlot{}, false
 	}
-	return u.slots[i], true
+	return list[i], true
 }
 
 // takeSlots gives the unit's slots the fingerprints that the journal has of them.
@@ -206,10 +268,14 @@ func (u *unit) slotsShow() (slotState, error) {
 			return slotsOther, fmt.Errorf("the journal names the key block: %w", err)
 		}
 		blank = blank && b.Free
+		shown, err := u.slotShows(s)
+		if err != nil {
+			return slotsOther, err
+		}
 		switch {
 		case b.ReadProtected && u.past.intents[stageProtect] && state != slotsOther:
 			state = slotsHidden
-		case b.ReadProtected || b.Fingerprint.IsZero() || b.Fingerprint != efuse.Fingerprint(s.Fingerprint):
+		case b.ReadProtected || !shown:
 			state = slotsOther
 		}
 	}
@@ -217,6 +283,13 @@ func (u *unit) slotsShow() (slotState, error) {
 		return slotsBlank, nil
 	}
 	return state, nil
+}
+
+// slotShows reports whether a slot can be read and holds what belongs there. The
+// purpose, which says the order of the bytes, is burned later than the key.
+func (u *unit) slotShows(s keySlot) (bool, error) {
+	fp, err := u.now.SlotFingerprint(s.Block, s.Purpose)
+	return err == nil && !fp.IsZero() && fp == efuse.Fingerprint(s.Fingerprint), err
 }
 
 // deriveECIES gives the public key to which esp_encrypted_img files are sealed for

@@ -3,11 +3,16 @@ package provision
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/provisiond/provisiond/efuse"
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/secureboot"
 	"github.com/provisiond/provisiond/provision/journal"
+	"github.com/provisiond/provisiond/provision/layout"
 	"github.com/provisiond/provisiond/provision/recipe"
 )
 
@@ -17,7 +22,7 @@ func TestEveryStageIsOneWay(t *testing.T) {
 	for _, name := range chip.Names() {
 		for _, p := range []recipe.Profile{recipe.Development, recipe.Hybrid, recipe.Release, recipe.Closed} {
 			r := testRecipe(t, name, p, "")
-			all, err := stages(r.Model(), r)
+			all, err := stagesOf(t, r)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -39,14 +44,49 @@ func TestEveryStageIsOneWay(t *testing.T) {
 	}
 }
 
-// testRecipe is a recipe of a chip, with more lines if the test has some.
+// stagesOf lists the stages of a recipe's job on the newest silicon.
+func stagesOf(t *testing.T, r *recipe.Recipe) ([]efuse.Stage, error) {
+	t.Helper()
+	return (&Job{Recipe: r, Layout: &layout.Layout{}}).usualStages()
+}
+
+// testKey is one of the vendor's test keys.
+func testKey(t *testing.T, scheme chip.SignatureScheme) (path string, key secureboot.PublicKey) {
+	t.Helper()
+	path, err := filepath.Abs("../esp/secureboot/testdata/" + string(scheme) + ".pub.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if key, err = secureboot.ParsePublicKey(b); err != nil {
+		t.Fatal(err)
+	}
+	return path, key
+}
+
+// testRecipe is a recipe of a chip with Secure Boot, and more lines if the test has
+// some.
 func testRecipe(t *testing.T, chipName string, p recipe.Profile, more string) *recipe.Recipe {
 	t.Helper()
-	text := fmt.Sprintf("recipe: sample\nrevision: 1\nchip: %s\nflash_size: 4MB\nprofile: %s\nimages: [{offset: 0, file: a}]\nboot_check: {expect: \"hello app\"}\n%s", chipName, p, more)
+	m, err := chip.ByName(chipName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scheme := m.SecureBoot.Schemes[0].Scheme
+	path, key := testKey(t, scheme)
+	text := fmt.Sprintf("recipe: sample\nrevision: 1\nchip: %s\nflash_size: 4MB\nprofile: %s\nimages: [{offset: 0, file: a}]\nboot_check: {expect: \"hello app\"}\n"+
+		"secure_boot: {scheme: %s, keys: [%s], accept_weak_ecdsa: %t}\n%s", chipName, p, scheme, path, m.SecureBoot.WeakECDSA && scheme.ECDSA(), more)
+	if p == recipe.Release && m.Lockdown.ReleaseTrap != "" {
+		text += "accept_sdm_errata: true\n"
+	}
 	r, err := recipe.Parse("r.yaml", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.SecureBootKeys = []secureboot.PublicKey{key}
 	return r
 }
 

@@ -136,7 +136,10 @@ func (u *unit) inspect(ctx context.Context) error {
 		if err := u.look(ctx); err != nil {
 			return nil, err
 		}
-		u.before = u.now
+		u.before, u.model = u.now, u.job.Recipe.Model().At(u.rev)
+		if err := u.takeKeys(); err != nil {
+			return nil, &Failure{Cause: CauseRefused, Reason: "the job cannot be done on this chip", NextStep: "choose a recipe for this silicon", Err: err}
+		}
 		u.id = u.job.ID(u.mac)
 		u.res.Unit, u.res.Simulated = u.mac.String(), u.mac.LocallyAdministered()
 		u.res.Revision, u.res.Job = u.rev.String(), u.id
@@ -474,9 +477,9 @@ func (u *unit) makePlan() error {
 	if err := u.checkBlocks(); err != nil {
 		return err
 	}
-	all, err := stages(u.model, u.job.Recipe)
+	all, err := u.job.stages(u.model, u.now.Table())
 	if err != nil {
-		return err
+		return &Failure{Cause: CauseRefused, Reason: "the job cannot be done on this chip", NextStep: "choose a recipe for this silicon", Err: err}
 	}
 	foreign, err := foreignFuses(u.model, u.now, all, u.past.intents)
 	if err != nil {
@@ -491,7 +494,7 @@ func (u *unit) makePlan() error {
 		all[i].Resume = u.past.intents[all[i].Name]
 	}
 	if u.past.keyBurned {
-		if all, err = u.afterKey(all); err != nil {
+		if all, err = u.afterKeys(all); err != nil {
 			return err
 		}
 	} else if u.past.intents[stageKey] && !u.past.gaveUp {
@@ -506,32 +509,57 @@ func (u *unit) makePlan() error {
 	return nil
 }
 
-// afterKey leaves of the stages what is to do once the keys are in their blocks. A
-// purpose is burned after its key: without it, or with half of it, the block is none
-// that encrypts, and the next stage would lock it so.
-func (u *unit) afterKey(all []efuse.Stage) ([]efuse.Stage, error) {
+// afterKeys leaves of the stages what is to do when their keys are in their blocks.
+// burn-key is done with all of its keys, or the unit does not come here. A digest is
+// no secret, so what was cut off is burned again.
+func (u *unit) afterKeys(all []efuse.Stage) ([]efuse.Stage, error) {
+	for i := range all {
+		st := &all[i]
+		var left []efuse.KeyBurn
+		for _, k := range st.Keys {
+			s, _ := u.slotAt(k.Block)
+			shown, err := u.slotShows(s)
+			if err != nil {
+				return nil, err
+			}
+			if st.Name != stageKey && !shown {
+				// Spent: at least one burn of it was begun.
+				if k.Resume = st.Resume; k.Resume {
+					k.Spent = 1
+				}
+				left = append(left, k)
+				continue
+			}
+			if err := u.lackingPurpose(st, k); err != nil {
+				return nil, err
+			}
+		}
+		st.Keys = left
+	}
+	return slices.DeleteFunc(all, func(s efuse.Stage) bool {
+		return len(s.Keys)+len(s.Set)+len(s.WriteProtect)+len(s.ReadProtect) == 0
+	}), nil
+}
+
+// lackingPurpose adds the purpose of a key that is in its block. It is burned after
+// the key: without it, or with half of it, the block is none that encrypts, and the
+// next stage would lock it so.
+func (u *unit) lackingPurpose(st *efuse.Stage, k efuse.KeyBurn) error {
 	t := u.now.Table()
-	var lacking []chip.Assignment
-	for _, k := range all[0].Keys {
-		b, err := u.now.KeyBlock(k.Block)
-		if err != nil {
-			return nil, err
-		}
-		f, has := purposeField(t, k.Block)
-		if !has || b.Purpose == k.Purpose && !u.halfBurned(f.Name) {
-			continue
-		}
-		p, ok := t.Purpose(k.Purpose)
-		if !ok {
-			return nil, fmt.Errorf("the %s has no key purpose %s", u.model.Title, k.Purpose)
-		}
-		lacking = append(lacking, chip.Assignment{Field: f.Name, Value: uint32(p.Value)})
+	b, err := u.now.KeyBlock(k.Block)
+	if err != nil {
+		return err
 	}
-	if len(lacking) == 0 {
-		return all[1:], nil
+	f, has := purposeField(t, k.Block)
+	if !has || b.Purpose == k.Purpose && !u.halfBurned(f.Name) {
+		return nil
 	}
-	all[0].Keys, all[0].Set = nil, lacking
-	return all, nil
+	p, ok := t.Purpose(k.Purpose)
+	if !ok {
+		return fmt.Errorf("the %s has no key purpose %s", u.model.Title, k.Purpose)
+	}
+	st.Set = append(st.Set, chip.Assignment{Field: f.Name, Value: uint32(p.Value)})
+	return nil
 }
 
 // halfBurned reports that the copies of a bit of a BLOCK0 field disagree.
@@ -563,7 +591,7 @@ func (u *unit) at() int { return len(u.plan.Stages()) - len(u.todo) }
 func (u *unit) checkBlocks() error {
 	var used []string
 	for _, b := range u.now.KeyBlocks() {
-		if _, own := u.slotAt(b.Name); !b.Free && !(own && u.past.keyBurned) {
+		if !b.Free && !u.mayHold(b.Name) {
 			used = append(used, b.Name)
 		}
 	}
@@ -571,6 +599,13 @@ func (u *unit) checkBlocks() error {
 		return u.surprise(fmt.Sprintf("key blocks are in use or protected: %s", strings.Join(used, ", ")))
 	}
 	return nil
+}
+
+// mayHold reports whether this job has put something into a block.
+func (u *unit) mayHold(block string) bool {
+	is := func(s keySlot) bool { return s.Block == block }
+	return u.past.keyBurned && slices.ContainsFunc(u.slots, is) ||
+		u.past.intents[stageDigests] && slices.ContainsFunc(u.digests, is)
 }
 
 // takeCustody stores the key and proves it, directly before the burn.
@@ -643,6 +678,12 @@ func (u *unit) record() keystore.Record {
 		Recipe: r.Name, RecipeRevision: r.Revision, RecipeHash: fmt.Sprintf("%x", r.Hash()),
 		Job: u.id, Station: u.Station, Lot: u.Lot, Created: u.start.UTC(),
 		OTATokenSHA256: u.token, ECIESPublicKey: u.ecies,
+	}
+	if r.SecureBoot != nil {
+		rec.SecureBootScheme = string(r.SecureBoot.Scheme)
+		for _, k := range r.SecureBootKeys {
+			rec.SecureBootDigests = append(rec.SecureBootDigests, k.Digest())
+		}
 	}
 	if rec.Scheme == chip.SchemeESP32 {
 		rec.FlashCryptConfig = flashCryptConfig

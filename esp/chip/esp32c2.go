@@ -4,8 +4,9 @@ package chip
 // ESP-IDF's soc/esp32c2 headers. The chip was first called ESP8684, and its ROM still
 // prints that.
 //
-// One key block holds everything, in one burn: a 32-byte key, or with Secure Boot a
-// 16-byte one from which the chip derives 32 (low half), and the digest (high half).
+// One key block holds everything, in one burn: a 32-byte key, or a 16-byte one from
+// which the chip derives 32 (low half), and with Secure Boot the digest (high half).
+// Units get the 16-byte one in any case, as in F.5.
 //
 // WR_DIS bit 2 locks the crypt counter together with SECURE_BOOT_EN. ESP-IDF's
 // release mode sets it (F.2); the words of F.5 leave it out, since there the loader
@@ -31,7 +32,7 @@ func esp32c2() Model {
 	return Model{
 		Name: "esp32c2", Title: "ESP32-C2", ID: IDESP32C2,
 		BootloaderOffset: 0x0, EncryptedAlign: 16, MaxFlash: flash16M, MaxFlashROM: flash16M,
-		Scheme: SchemeXTS128, Schemes: []Scheme{SchemeXTS128, SchemeXTSDerived},
+		Scheme: SchemeXTSDerived, Schemes: []Scheme{SchemeXTSDerived, SchemeXTS128},
 		EFuse:    e,
 		SPI:      spiMem(0x60002000),
 		UART:     UART{ClkDiv: 0x60000014, Date: 0x6000007C},

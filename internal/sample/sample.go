@@ -43,14 +43,15 @@ type Product struct {
 	// UnitTemplate is the template of unit_data; the table then has an encrypted
 	// partition for it.
 	UnitTemplate string
-	More         string // lines to add to the recipe
 	// Signers sign bootloader and application, as Secure Boot V2 wants it; none: they
-	// are not signed.
-	Signers []crypto.Signer
+	// are not signed. The recipe then has secure_boot with Trust's public keys, or with
+	// these.
+	Signers, Trust []crypto.Signer
 	// Version and SecureVersion are the application's; "" and 0: 1.0.0 and 1. Each
 	// version has other bytes.
 	Version       string
 	SecureVersion uint32
+	More          string // lines to add to the recipe
 }
 
 // UnitPartition is the label of the partition for a unit's own data.
@@ -201,6 +202,9 @@ func Write(dir string, p Product) (string, error) {
 	if p.UnitTemplate != "" {
 		build += "-unit"
 	}
+	if len(p.Signers) > 0 {
+		build += "-signed"
+	}
 	if err := os.MkdirAll(build, 0o755); err != nil { //nolint:gosec // firmware is no secret
 		return "", err
 	}
@@ -241,7 +245,45 @@ func Write(dir string, p Product) (string, error) {
 			return "", err
 		}
 	}
-	text += p.More
+	trusted, err := trust(dir, name, p)
+	if err != nil {
+		return "", err
+	}
+	text += trusted + p.More
 	path := filepath.Join(dir, name+".yaml")
 	return path, os.WriteFile(path, []byte(text), 0o644) //nolint:gosec // a recipe is no secret
+}
+
+// trust writes the public keys that a unit's ROM is to trust and gives the recipe's
+// lines about them.
+func trust(dir, name string, p Product) (string, error) {
+	keys := p.Trust
+	if len(keys) == 0 {
+		keys = p.Signers
+	}
+	if len(keys) == 0 {
+		return "", nil
+	}
+	var scheme chip.SignatureScheme
+	list := ""
+	for i, k := range keys {
+		public, err := secureboot.NewPublicKey(k.Public())
+		if err != nil {
+			return "", err
+		}
+		pem, err := public.PEM()
+		if err != nil {
+			return "", err
+		}
+		file := fmt.Sprintf("%s-key%d.pem", name, i)
+		if err := os.WriteFile(filepath.Join(dir, file), pem, 0o644); err != nil { //nolint:gosec // a public key
+			return "", err
+		}
+		scheme, list = public.Scheme(), list+fmt.Sprintf("    - %s\n", file)
+	}
+	text := fmt.Sprintf("secure_boot:\n  scheme: %s\n  keys:\n%s", scheme, list)
+	if p.Chip.SecureBoot.WeakECDSA && scheme.ECDSA() {
+		text += "  accept_weak_ecdsa: true\n"
+	}
+	return text, nil
 }

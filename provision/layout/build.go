@@ -11,6 +11,7 @@ import (
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/image"
 	"github.com/provisiond/provisiond/esp/partition"
+	"github.com/provisiond/provisiond/esp/secureboot"
 	"github.com/provisiond/provisiond/provision/recipe"
 )
 
@@ -50,6 +51,7 @@ func Build(m chip.Model, r *recipe.Recipe, files []recipe.File) (*Layout, error)
 		}
 	}
 	b.missing()
+	b.rollback()
 	if len(b.refusals) > 0 {
 		return nil, b.refusals
 	}
@@ -314,11 +316,16 @@ func (b *builder) bootloader(f recipe.File) {
 // flashSize makes the bootloader's header say the recipe's flash size, with its
 // hash made anew. ESP-IDF's build leaves that to the tool that flashes, and its
 // bootloader believes the header: a table that ends beyond it is refused at boot
-// (bootloader_support/src/flash_partitions.c). This is plaintext and not signed,
-// as signed images are refused before; ciphertext is never touched.
+// (bootloader_support/src/flash_partitions.c). Only plaintext that is not signed is
+// changed.
 func (b *builder) flashSize(f recipe.File, img *image.Image) (*image.Image, []byte) {
 	if img.Header.SPISize.Bytes() == uint32(b.r.FlashSize) {
 		return img, f.Data
+	}
+	if img.Signed {
+		b.refuse(f, "set CONFIG_ESPTOOLPY_FLASHSIZE in the project, build and sign again",
+			"the bootloader's header says %s of flash and the recipe %s, and signed bytes are never changed", recipe.Size(img.Header.SPISize.Bytes()), b.r.FlashSize)
+		return nil, nil
 	}
 	b.l.Warnings = append(b.l.Warnings, fmt.Sprintf(
 		"%s: the bootloader's header says %s of flash; it is written as %s, as the vendor's tools do (set CONFIG_ESPTOOLPY_FLASHSIZE to have it in the build)",
@@ -364,9 +371,11 @@ func (b *builder) image(f recipe.File, what string, least int) *image.Image {
 	case err != nil:
 		b.refuse(f, nextRebuild, "this is no valid %s image: %v", what, err)
 		return nil
-	case img.Signed:
-		b.refuse(f, "build without Secure Boot and signed applications (CONFIG_SECURE_BOOT, CONFIG_SECURE_SIGNED_APPS)",
-			"the %s carries a Secure Boot signature, which is not supported yet: such a bootloader burns fuses of its own at its first boot", what)
+	case img.Signed && b.r.SecureBoot == nil:
+		b.refuse(f, "give the recipe secure_boot with the public keys, or build without Secure Boot and signed applications (CONFIG_SECURE_BOOT, CONFIG_SECURE_SIGNED_APPS)",
+			"the %s carries a Secure Boot signature, and the recipe has no secure_boot: such a bootloader burns fuses of its own at its first boot", what)
+		return nil
+	case b.r.SecureBoot != nil && !b.trusted(f, what):
 		return nil
 	}
 	if err := img.CheckFor(b.m, image.RevisionUnknown); err != nil {
@@ -374,6 +383,27 @@ func (b *builder) image(f recipe.File, what string, least int) *image.Image {
 		return nil
 	}
 	return img
+}
+
+// trusted refuses what the unit's ROM or bootloader would refuse: an image without a
+// good signature by a key that the recipe burns.
+func (b *builder) trusted(f recipe.File, what string) bool {
+	report, err := secureboot.Verify(f.Data)
+	if err == nil {
+		err = report.CheckFor(b.m, image.RevisionUnknown)
+	}
+	switch {
+	case err != nil:
+		b.refuse(f, "sign it with `provisiond image sign` or espsecure, with a key whose public half the recipe names", "the %s is not signed as secure_boot demands: %v", what, err)
+	case len(b.r.SecureBootKeys) != len(b.r.SecureBoot.Keys):
+		b.refuse(f, "load the recipe from its file", "the public keys of secure_boot were not read")
+	case !slices.ContainsFunc(b.r.SecureBootKeys, func(k secureboot.PublicKey) bool { return report.SignedBy(k.Digest()) }):
+		b.refuse(f, "sign it with a key whose public half the recipe names, or name the key that signed it",
+			"the %s is signed by key %s…, which the recipe does not burn", what, report.Signatures[0].Key.Digest().String()[:16])
+	default:
+		return true
+	}
+	return false
 }
 
 // otadata checks a file for the OTA selection. Only what the bootloader
@@ -410,7 +440,7 @@ func (b *builder) has(offset uint32) bool {
 // missing refuses a layout that cannot boot.
 func (b *builder) missing() {
 	if !b.has(b.m.BootloaderOffset) {
-		b.refuse(recipe.File{}, "add the build's bootloader (a Secure Boot build leaves it out of flasher_args.json, and is not supported yet)",
+		b.refuse(recipe.File{}, "add the build's bootloader (a Secure Boot build leaves it out of flasher_args.json: list the files with images)",
 			"there is no bootloader at 0x%x, where the ROM of %s reads it", b.m.BootloaderOffset, b.m.Title)
 	}
 	bootable := func(e partition.Entry) bool {
@@ -422,6 +452,32 @@ func (b *builder) missing() {
 		}
 	}
 	b.refuse(recipe.File{}, "add the build's application: "+b.begins(), "there is no application for a factory or ota partition")
+}
+
+// rollback holds the images against what anti-rollback allows: slots for updates
+// only, and one secure version in all of them, which the unit's eFuse then has.
+func (b *builder) rollback() {
+	if !b.r.AntiRollback {
+		return
+	}
+	for _, e := range b.l.Table.Entries {
+		if e.Type == partition.TypeApp && (e.Subtype == partition.AppFactory || e.Subtype == partition.AppTest) {
+			b.refuse(recipe.File{}, "use a partition table with ota slots only", "%v: ESP-IDF's anti-rollback knows no factory or test application", e)
+		}
+	}
+	first := true
+	for _, r := range b.l.Regions {
+		if r.Kind != App || r.Image == nil || r.Image.AppDesc == nil {
+			continue
+		}
+		switch v := r.Image.AppDesc.SecureVersion; {
+		case first:
+			b.l.SecureVersion, first = v, false
+		case v != b.l.SecureVersion:
+			b.refuse(recipe.File{Path: r.File, Offset: r.Offset}, "build all applications with one secure version (CONFIG_BOOTLOADER_APP_SECURE_VERSION)",
+				"its secure version is %d, that of another application %d", v, b.l.SecureVersion)
+		}
+	}
 }
 
 // rest decides about every sector that no file goes to.

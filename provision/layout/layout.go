@@ -85,6 +85,8 @@ type Layout struct {
 	TableOffset uint32
 	FlashSize   uint32
 	Regions     []Region // by offset
+	// SecureVersion is the one of all applications, with anti_rollback.
+	SecureVersion uint32
 	// UnitData is the partition that is written with each unit's own text; nil if the
 	// recipe has none.
 	UnitData *Range
@@ -107,6 +109,11 @@ func (l *Layout) CheckRevision(rev chip.Revision) error {
 	var list Refusals
 	oldest, newest := l.recipe.RevisionLimits()
 	switch {
+	case rev < oldest && rev >= l.recipe.MinChipRevision && l.recipe.SecureBoot != nil && !l.model.SecureBoot.Supports(l.recipe.SecureBoot.Scheme, rev):
+		list = append(list, &Refusal{
+			Reason:   fmt.Sprintf("the chip is %s, and %s has no Secure Boot V2 with %s before %s", rev, l.model.Title, l.recipe.SecureBoot.Scheme, oldest),
+			NextStep: fmt.Sprintf("use %s %s or newer", l.model.Title, oldest),
+		})
 	case rev < oldest && rev >= l.recipe.MinChipRevision:
 		list = append(list, &Refusal{
 			Reason: fmt.Sprintf("the chip is %s, and %s ignores %s before %s, which profile %s needs",

@@ -23,6 +23,15 @@ import (
 // purposeHMAC is the purpose of the key block that encimg_ecies burns.
 const purposeHMAC = "HMAC_UP"
 
+// flashPurposes is the purpose of the first key block of each scheme.
+var flashPurposes = map[chip.Scheme]string{
+	chip.SchemeESP32: "FLASH_ENCRYPTION", chip.SchemeXTS128: "XTS_AES_128_KEY", chip.SchemeXTS256: "XTS_AES_256_KEY_1",
+	chip.SchemeXTSDerived: "XTS_AES_128_KEY_DERIVED_FROM_128_EFUSE_BITS",
+}
+
+// hasScheme reports whether this build burns keys of a scheme on a chip.
+func hasScheme(m chip.Model, s chip.Scheme) bool { return hasPurpose(m, flashPurposes[s]) }
+
 func hasPurpose(m chip.Model, purpose string) bool {
 	t, err := table.For(m.Name)
 	if err != nil {
@@ -54,7 +63,7 @@ var (
 	recipeKeys = []string{
 		"recipe", "revision", "chip", "min_chip_revision", "max_chip_revision", "build", "images",
 		"flash_size", "profile", "boot_check", "keep", "partition_table_offset", "baud",
-		"unit_data", "encimg_ecies",
+		"unit_data", "encimg_ecies", "flash_encryption", "secure_boot", "anti_rollback", "accept_sdm_errata",
 	}
 	requiredKeys = []string{"recipe", "revision", "chip", "flash_size", "profile", "boot_check"}
 	imageKeys    = []string{"offset", "file", "name"}
@@ -442,6 +451,16 @@ func (d *decoder) recipe(root *yaml.Node, r *Recipe) {
 				"remove it, or use the RSA form")
 		}
 	}
+	if n, ok := has("flash_encryption"); ok {
+		d.flashEncryption(n, knownChip, r)
+	}
+	if n, ok := has("secure_boot"); ok {
+		d.secureBoot(n, knownChip, r)
+	}
+	if n, ok := has("anti_rollback"); ok {
+		r.AntiRollback = d.boolean(n, "anti_rollback")
+	}
+	d.sdmErrata(root, v["accept_sdm_errata"], knownChip, r)
 	if n, ok := has("baud"); ok {
 		list := strings.Trim(strings.ReplaceAll(fmt.Sprint(bauds), " ", ", "), "[]")
 		fix := "write one of " + list
@@ -452,6 +471,23 @@ func (d *decoder) recipe(root *yaml.Node, r *Recipe) {
 				r.Baud = int(baud)
 			}
 		}
+	}
+}
+
+// sdmErrata demands that somebody knows what errata make of Secure Download Mode.
+func (d *decoder) sdmErrata(root, n *yaml.Node, knownChip bool, r *Recipe) {
+	if n != nil {
+		r.AcceptSDMErrata = d.boolean(n, "accept_sdm_errata")
+	}
+	trap := r.model.Lockdown.ReleaseTrap
+	switch {
+	case !knownChip:
+	case r.Profile == Release && trap != "" && !r.AcceptSDMErrata:
+		d.add(max(d.lines["profile"], root.Line), "profile",
+			fmt.Sprintf("release ends in Secure Download Mode, which on %s is a trap by %s: the loader may not reach its flash any more", r.model.Title, trap),
+			"take profile hybrid or closed; or, if it was tried on exactly this silicon, write accept_sdm_errata: true")
+	case r.AcceptSDMErrata && (r.Profile != Release || trap == ""):
+		d.add(n.Line, "accept_sdm_errata", "there is nothing to accept: the recipe does not end in a Secure Download Mode with errata", "remove it")
 	}
 }
 

@@ -53,6 +53,25 @@ func (r *Recipe) Encode() []byte {
 	if r.ECIES {
 		line("encimg_ecies", "true")
 	}
+	if r.FlashEncryption != "" {
+		line("flash_encryption", string(r.FlashEncryption))
+	}
+	if s := r.SecureBoot; s != nil {
+		b.WriteString("secure_boot:\n")
+		line("  scheme", string(s.Scheme))
+		b.WriteString("  keys:\n")
+		for _, k := range s.Keys {
+			b.WriteString("    - " + yamlText(k) + "\n")
+		}
+		line("  aggressive_revoke", strconv.FormatBool(s.AggressiveRevoke))
+		line("  accept_weak_ecdsa", strconv.FormatBool(s.AcceptWeakECDSA))
+	}
+	if r.AntiRollback {
+		line("anti_rollback", "true")
+	}
+	if r.AcceptSDMErrata {
+		line("accept_sdm_errata", "true")
+	}
 	return []byte(b.String())
 }
 
@@ -98,6 +117,23 @@ func (r *Recipe) Hash() [sha256.Size]byte {
 	}
 	if r.ECIES {
 		put("encimg_ecies", "true")
+	}
+	if r.FlashEncryption != "" && r.FlashEncryption != r.model.Scheme {
+		put("flash_encryption", string(r.FlashEncryption))
+	}
+	if s := r.SecureBoot; s != nil {
+		put("secure_boot.scheme", string(s.Scheme))
+		for _, k := range r.SecureBootKeys {
+			put("secure_boot.key", k.Digest().String())
+		}
+		put("secure_boot.aggressive_revoke", strconv.FormatBool(s.AggressiveRevoke))
+		put("secure_boot.accept_weak_ecdsa", strconv.FormatBool(s.AcceptWeakECDSA))
+	}
+	if r.AntiRollback {
+		put("anti_rollback", "true")
+	}
+	if r.AcceptSDMErrata {
+		put("accept_sdm_errata", "true")
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }

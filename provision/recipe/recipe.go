@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/secureboot"
 )
 
 // Defaults of the optional fields.
@@ -100,8 +101,19 @@ type Recipe struct {
 	Baud            int      // while flashing; burns always run at 115200
 	// ECIES: units get a key of their own for esp_encrypted_img files, in a key block
 	// with purpose HMAC_UP (esp-facts G.3).
-	ECIES    bool
-	UnitData *UnitData // nil: no partition is filled for each unit
+	ECIES bool
+	// FlashEncryption is the scheme that the recipe names; empty: the chip's usual one.
+	FlashEncryption chip.Scheme
+	SecureBoot      *SecureBoot // nil: off
+	// SecureBootKeys are what SecureBoot names. Load reads them, Parse does not.
+	SecureBootKeys []secureboot.PublicKey
+	// AntiRollback: bootloader and application count secure versions in eFuse, and
+	// nothing keeps them from it.
+	AntiRollback bool
+	// AcceptSDMErrata: somebody knows that errata of the chip make Secure Download
+	// Mode a trap.
+	AcceptSDMErrata bool
+	UnitData        *UnitData // nil: no partition is filled for each unit
 	// Template is what UnitData names. Load reads it, Parse does not.
 	Template *UnitTemplate
 
@@ -115,7 +127,7 @@ type source struct {
 	lines map[string]int // field path → line
 }
 
-// Load reads a recipe file and the template that it names. Relative paths in it
+// Load reads a recipe file, and the template and public keys that it names. Relative paths in it
 // start at the file's directory.
 func Load(path string) (*Recipe, error) {
 	b, err := readLimited(osOpener{}, path, maxFile)
@@ -125,6 +137,9 @@ func Load(path string) (*Recipe, error) {
 	r, err := Parse(path, b)
 	if err == nil {
 		r.Template, err = r.loadTemplate()
+	}
+	if err == nil {
+		r.SecureBootKeys, err = r.loadKeys()
 	}
 	if err != nil {
 		return nil, err
@@ -136,7 +151,12 @@ func Load(path string) (*Recipe, error) {
 func (r *Recipe) Model() chip.Model { return r.model }
 
 // Scheme is how the units' flash is encrypted.
-func (r *Recipe) Scheme() chip.Scheme { return r.model.Scheme }
+func (r *Recipe) Scheme() chip.Scheme {
+	if r.FlashEncryption != "" {
+		return r.FlashEncryption
+	}
+	return r.model.Scheme
+}
 
 // File is the name that the recipe was read under.
 func (r *Recipe) File() string { return r.src.file }
@@ -151,14 +171,14 @@ func closesForever(m chip.Model, p Profile) bool {
 }
 
 // RevisionLimits gives the oldest and newest silicon that the recipe allows,
-// inclusive. The lower limit includes what the profile needs: closing an ESP32
-// works from v3.0 only. Without an upper limit, newest is NoMaxRevision.
+// inclusive. The lower limit includes what the profile and Secure Boot need: closing
+// an ESP32 works from v3.0 only. Without an upper limit, newest is NoMaxRevision.
 func (r *Recipe) RevisionLimits() (oldest, newest chip.Revision) {
 	oldest = r.MinChipRevision
 	if r.ClosesForever() {
 		oldest = max(oldest, r.model.Lockdown.ClosedMinimum)
 	}
-	return oldest, r.MaxChipRevision
+	return max(oldest, r.oldestFor()), r.MaxChipRevision
 }
 
 // Keeps reports whether the recipe lists the partition in keep.
