@@ -137,7 +137,7 @@ func (u *unit) lookAfter(ctx context.Context, spent map[string]int) (bool, error
 		return false, unsure(stationError(err, "mend the line and start the same job again: it looks at the chip first",
 			"the outcome of %s is unknown and the chip cannot be looked at", stage.Name))
 	}
-	want := u.plan.Expected(u.at())
+	want := u.expected(u.at())
 	for _, k := range stage.Keys {
 		if s, ok := u.slotAt(k.Block); ok {
 			want = want.WithKey(k.Block, efuse.Fingerprint(s.Fingerprint))
@@ -191,7 +191,7 @@ func (u *unit) bootAndInspect(ctx context.Context) error {
 	default:
 		return booted
 	}
-	if err := u.plan.Expected(u.at() - 1).Verify(u.now); err != nil {
+	if err := u.expected(u.at() - 1).Verify(u.now); err != nil {
 		return quarantine("set the board aside for an engineer", "after the first boot the eFuses are not as planned: %v", err)
 	}
 	return booted
@@ -345,7 +345,7 @@ func (u *unit) planClosing(ctx context.Context) error {
 	if err := u.prepareBurn(ctx); err != nil {
 		return err
 	}
-	if err := u.plan.Expected(u.at()).Verify(u.now); err == nil {
+	if err := u.expected(u.at()).Verify(u.now); err == nil {
 		return stillOpen(u.todo[0].Set[0].Field)
 	}
 	u.todo[0].Resume = true

@@ -201,13 +201,12 @@ func foreignFuses(m chip.Model, s *efuse.Snapshot, planned []efuse.Stage, intent
 			allowed[a.Field] |= uint64(a.Value)
 		}
 		for _, k := range st.Keys {
-			f, has := purposeField(s.Table(), k.Block)
 			p, ok := s.Table().Purpose(k.Purpose)
 			if !ok {
 				return nil, fmt.Errorf("the %s has no key purpose %s", m.Title, k.Purpose)
 			}
-			if has {
-				allowed[f.Name] |= uint64(p.Value)
+			for _, a := range purposeBits(s.Table(), k.Block, p) {
+				allowed[a.Field] |= uint64(a.Value)
 			}
 		}
 		wr, rd, err := protectionMasks(s.Table(), st)

@@ -168,6 +168,19 @@ func purposeField(t *table.Table, block string) (table.Field, bool) {
 	return t.Field("KEY_PURPOSE_" + n)
 }
 
+// purposeBits lists the fields that say what a key block is for: its purpose field, or
+// what is burned with a key of that purpose on chips without such fields.
+func purposeBits(t *table.Table, block string, p table.Purpose) []chip.Assignment {
+	var out []chip.Assignment
+	if f, has := purposeField(t, block); has {
+		out = append(out, chip.Assignment{Field: f.Name, Value: uint32(p.Value)})
+	}
+	for _, name := range p.Sets {
+		out = append(out, chip.Assignment{Field: name, Value: 1})
+	}
+	return out
+}
+
 // bytesOf gives the bytes of a slot, for a moment: wipe them.
 func (u *unit) bytesOf(s keySlot) (out *secret.Bytes, err error) {
 	take := func(b []byte) error { out = secret.New(bytes.Clone(b)); return nil }
@@ -273,7 +286,7 @@ func (u *unit) slotsShow() (slotState, error) {
 			return slotsOther, err
 		}
 		switch {
-		case b.ReadProtected && u.past.intents[stageProtect] && state != slotsOther:
+		case b.ReadProtected && s.origin.kind != originDigest && u.past.intents[stageProtect] && state != slotsOther:
 			state = slotsHidden
 		case b.ReadProtected || !shown:
 			state = slotsOther

@@ -146,7 +146,7 @@ func (r *reworking) admit(ctx context.Context) error {
 		if err := r.checkUnitData(); err != nil {
 			return nil, err
 		}
-		missing := r.plan.Expected(len(r.plan.Stages()) - 1).Verify(r.now)
+		missing := r.expected(len(r.plan.Stages()) - 1).Verify(r.now)
 		r.complete = missing == nil
 		if r.past.finished && !r.complete {
 			return nil, refuse("look at it with `provisiond inspect`", "unit %s passed, and its eFuses are not those of a finished unit: %v", r.mac, missing)

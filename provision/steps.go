@@ -546,19 +546,20 @@ func (u *unit) afterKeys(all []efuse.Stage) ([]efuse.Stage, error) {
 // next stage would lock it so.
 func (u *unit) lackingPurpose(st *efuse.Stage, k efuse.KeyBurn) error {
 	t := u.now.Table()
-	b, err := u.now.KeyBlock(k.Block)
-	if err != nil {
-		return err
-	}
-	f, has := purposeField(t, k.Block)
-	if !has || b.Purpose == k.Purpose && !u.halfBurned(f.Name) {
-		return nil
-	}
 	p, ok := t.Purpose(k.Purpose)
 	if !ok {
 		return fmt.Errorf("the %s has no key purpose %s", u.model.Title, k.Purpose)
 	}
-	st.Set = append(st.Set, chip.Assignment{Field: f.Name, Value: uint32(p.Value)})
+	says := purposeBits(t, k.Block, p)
+	for _, a := range says {
+		v, err := u.now.Field(a.Field)
+		if err != nil {
+			return err
+		}
+		if v != uint64(a.Value) || u.halfBurned(a.Field) {
+			st.Set = append(st.Set, a)
+		}
+	}
 	return nil
 }
 
@@ -583,6 +584,18 @@ func (u *unit) setPlan(todo []efuse.Stage) error {
 	return err
 }
 
+// expected is what the chip has to show after a stage of the plan, the digests that it
+// trusts included: those can be read for ever.
+func (u *unit) expected(stage int) efuse.Expectation {
+	e := u.plan.Expected(stage)
+	for _, s := range slices.Concat(u.slots, u.digests) {
+		if s.origin.kind == originDigest {
+			e = e.WithKey(s.Block, efuse.Fingerprint(s.Fingerprint))
+		}
+	}
+	return e
+}
+
 // at is the index in the plan of the first stage that is not burned.
 func (u *unit) at() int { return len(u.plan.Stages()) - len(u.todo) }
 
@@ -603,7 +616,12 @@ func (u *unit) checkBlocks() error {
 
 // mayHold reports whether this job has put something into a block.
 func (u *unit) mayHold(block string) bool {
-	is := func(s keySlot) bool { return s.Block == block }
+	t := u.now.Table()
+	in, _ := t.Slot(block)
+	is := func(s keySlot) bool { // half a block is as good as the block: it takes one burn
+		own, ok := t.Slot(s.Block)
+		return ok && own.Block == in.Block
+	}
 	return u.past.keyBurned && slices.ContainsFunc(u.slots, is) ||
 		u.past.intents[stageDigests] && slices.ContainsFunc(u.digests, is)
 }
@@ -698,7 +716,7 @@ func (u *unit) proveOpen(ctx context.Context) error {
 		if err := u.look(ctx); err != nil {
 			return nil, err
 		}
-		if err := u.plan.Expected(u.at() - 1).Verify(u.now); err != nil {
+		if err := u.expected(u.at() - 1).Verify(u.now); err != nil {
 			return nil, quarantine("set the board aside for an engineer", "the eFuses are not as planned: %v", err)
 		}
 		if err := u.line.Reset.Run(ctx, u.line.Port); err != nil {

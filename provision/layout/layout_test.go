@@ -568,7 +568,7 @@ func TestRefuse(t *testing.T) {
 			return append([]partition.Entry{entry(partition.TypeBootloader, partition.SubtypePrimary, 0x1000, 0x7000, "bl", 0)}, e...)
 		}), []string{`table.bin at 0x8000: "bl" …: the ROM of ESP32-C3 reads the bootloader at 0x0`}},
 		{"signed bootloader", c3, with(0, "boot.bin", signed(bootSpec(c3))), []string{
-			"boot.bin at 0x0: the bootloader carries a Secure Boot signature, which is not supported yet: such a bootloader burns fuses of its own at its first boot; build without Secure Boot",
+			"boot.bin at 0x0: the bootloader carries a Secure Boot signature, and the recipe has no secure_boot: such a bootloader burns fuses of its own at its first boot; give the recipe secure_boot",
 		}},
 		{"signed app", c3, with(0x10000, "app.bin", signed(appSpec(c3, 0x4000))), []string{
 			"app.bin at 0x10000: the application carries a Secure Boot signature",
