@@ -169,14 +169,16 @@ func securityFields(s *efuse.Snapshot) []string {
 // isSecurityField goes by the vendor's naming. WR_DIS and RD_DIS stand for all
 // of their bits, whose single names carry a dot.
 func isSecurityField(name string) bool {
-	if strings.Contains(name, ".") || name == "JTAG_SEL_ENABLE" {
+	if strings.Contains(name, ".") || name == "JTAG_SEL_ENABLE" || name == "STRAP_JTAG_SEL" {
 		return false
 	}
 	for _, part := range []string{
 		"WR_DIS", "RD_DIS", "CRYPT", "UART_DOWNLOAD_DIS", "ABS_DONE", "JTAG", "DISABLE_DL_", "CONSOLE_DEBUG_DISABLE",
 		"DIS_DOWNLOAD", "DIS_FORCE_DOWNLOAD", "DIS_DIRECT_BOOT", "DIS_USB", "SECURE", "SECURITY", "KEY_PURPOSE", "KEY_STATUS",
-		"DIS_ICACHE", "DIS_CACHE", // such a chip cannot run from flash
-		"UART_PRINT_CONTROL", // such a ROM may print neither banner nor refusal, which are evidence here
+		"DIS_BOOT_REMAP", "DIS_LEGACY_SPI_BOOT", "SPI_DOWNLOAD_MSPI", "ECDSA_CURVE_MODE", "ANTI_ROLLBACK",
+		"XTS_DPA_PSEUDO", "XTS_KEY_LENGTH", "KEY_MANAGER", // another flash key, or the same one read otherwise
+		"DIS_ICACHE", "DIS_DCACHE", "DIS_CACHE", // such a chip cannot run from flash
+		"UART_PRINT_C", // such a ROM may print neither banner nor refusal, which are evidence here
 	} {
 		if strings.Contains(name, part) {
 			return true

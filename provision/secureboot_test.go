@@ -82,7 +82,7 @@ func signedJob(t testing.TB, p sample.Product, scheme chip.SignatureScheme, sign
 func loadSigned(t testing.TB, p sample.Product, scheme chip.SignatureScheme, sign, trust []int) (*recipe.Recipe, error) {
 	t.Helper()
 	for _, n := range sign {
-		p.Sign = append(p.Sign, signerOf(t, scheme, n))
+		p.Signers = append(p.Signers, signerOf(t, scheme, n))
 	}
 	for _, n := range trust {
 		p.Trust = append(p.Trust, signerOf(t, scheme, n))
