@@ -169,13 +169,13 @@ func TestOTAServe(t *testing.T) {
 	l.run(0, "ota", "release", "rollout", "1.0.0", "--percent", "100", "--config", "ota.yaml")
 	resp, b = l.ask("GET", up.URL, "/manifest?slot=ota_1", "")
 	m, err := ota.ParseManifest(b)
-	if err != nil || resp.StatusCode != 200 || m.Verify(public) != nil {
+	if err != nil || resp.StatusCode != http.StatusOK || m.Verify(public) != nil {
 		t.Fatalf("%d, %v: %s", resp.StatusCode, err, b)
 	}
-	if resp, b = l.ask("GET", up.URL, "/firmware?slot=ota_1", ""); resp.StatusCode != 200 || len(b) != int(m.Length) {
+	if resp, b = l.ask("GET", up.URL, "/firmware?slot=ota_1", ""); resp.StatusCode != http.StatusOK || len(b) != int(m.Length) {
 		t.Errorf("%d with %d bytes", resp.StatusCode, len(b))
 	}
-	if resp, b = l.ask("POST", up.URL, "/result", `{"release":"1.0.0","slot":"ota_1","outcome":"confirmed","version":"1.0.0","secure_version":1}`); resp.StatusCode != 204 {
+	if resp, b = l.ask("POST", up.URL, "/result", `{"release":"1.0.0","slot":"ota_1","outcome":"confirmed","version":"1.0.0","secure_version":1}`); resp.StatusCode != http.StatusNoContent {
 		t.Errorf("%d %s", resp.StatusCode, b)
 	}
 	if out := l.run(0, "ota", "unit", "show", l.record.Unit.String(), "--config", "ota.yaml"); !strings.Contains(out, "confirmed 1.0.0 ota_1") {
@@ -185,7 +185,7 @@ func TestOTAServe(t *testing.T) {
 		t.Error(out)
 	}
 	l.run(0, "ota", "release", "halt", "1.0.0", "--reason", "test", "--config", "ota.yaml")
-	if resp, b = l.ask("GET", up.URL, "/firmware?slot=ota_1&release=1.0.0", ""); resp.StatusCode != 404 {
+	if resp, b = l.ask("GET", up.URL, "/firmware?slot=ota_1&release=1.0.0", ""); resp.StatusCode != http.StatusNotFound {
 		t.Errorf("a halted release: %d %s", resp.StatusCode, b)
 	}
 	st, err := os.Stat(filepath.Join(l.dir, "ota", otaSocket))

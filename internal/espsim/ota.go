@@ -104,6 +104,15 @@ func (a *App) ReadRaw(p []byte, addr uint32) error {
 	})
 }
 
+// Read is esp_partition_read of an encrypted partition, by flash address.
+func (a *App) Read(addr, n uint32) (data []byte, err error) {
+	err = a.apps(func(apps *bootrom.Apps) error {
+		data, err = apps.Read(addr, n)
+		return err
+	})
+	return data, err
+}
+
 // SetBoot is esp_ota_set_boot_partition: the image is checked through the chip's
 // own decryption before otadata is written. The text is what the check logged. A
 // refusal wraps an error of package bootrom. Each write of the flash is told to

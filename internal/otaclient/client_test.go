@@ -195,7 +195,7 @@ func TestPowerCuts(t *testing.T) {
 		im := u.image("2.0.0", 1)
 		b.offer("2.0.0", im)
 		ops := 0
-		u.board.Cut = func(n int, _ otaclient.Op) otaclient.Moment { ops = n; return otaclient.Never }
+		u.board.Cut = func(n int, _ otaclient.Op, _ uint32) otaclient.Moment { ops = n; return otaclient.Never }
 		b.want("1.0.0", "update", "ok")
 		_, c := b.ciphertext("ota_0")
 		if want := 2*((len(c)+sector-1)/sector) + 4; ops < want {
@@ -207,7 +207,7 @@ func TestPowerCuts(t *testing.T) {
 				u.reset()
 				b.offer("2.0.0", im)
 				var op otaclient.Op
-				u.board.Cut = func(n int, o otaclient.Op) otaclient.Moment {
+				u.board.Cut = func(n int, o otaclient.Op, _ uint32) otaclient.Moment {
 					if n != at {
 						return otaclient.Never
 					}
@@ -244,7 +244,7 @@ func TestPowerCutAtEveryStep(t *testing.T) {
 		starts := 0
 		for ; starts < 100; starts++ {
 			writes := 0
-			u.board.Cut = func(_ int, op otaclient.Op) otaclient.Moment {
+			u.board.Cut = func(_ int, op otaclient.Op, _ uint32) otaclient.Moment {
 				if op == otaclient.OpErase {
 					writes++
 				}
@@ -281,7 +281,7 @@ func TestConfirmCuts(t *testing.T) {
 				b.want("1.0.0", "update", "ok")
 				u.board.PowerCycle()
 				u.runs("ota_0", "2.0.0")
-				u.board.Cut = func(n int, _ otaclient.Op) otaclient.Moment {
+				u.board.Cut = func(n int, _ otaclient.Op, _ uint32) otaclient.Moment {
 					if n == at {
 						return moment
 					}

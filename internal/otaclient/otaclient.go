@@ -201,8 +201,9 @@ type Board struct {
 	Record []byte
 
 	// Cut is asked before each operation that changes something; n counts them from 1
-	// in one run of the client. nil: power never fails.
-	Cut func(n int, op Op) Moment
+	// in one run of the client, addr is the flash address of those on the flash. nil:
+	// power never fails.
+	Cut func(n int, op Op, addr uint32) Moment
 	// Said is what the chip logged when it last checked an image.
 	Said string
 
@@ -331,7 +332,7 @@ func (b *Board) serve(from io.Reader, to io.Writer) (results []Result, err error
 		if op.Changes() {
 			n++
 			if b.Cut != nil {
-				moment = b.Cut(n, op)
+				moment = b.Cut(n, op, addr)
 			}
 		}
 		if moment == Before {

@@ -291,6 +291,10 @@ func (t partitions) count() int {
 	return n
 }
 
+// Read is esp_partition_read of a partition that is encrypted: n bytes from a flash
+// address, through the chip's decryption.
+func (a *Apps) Read(addr, n uint32) ([]byte, error) { return a.b.flash.read(addr, n) }
+
 // Next is esp_ota_get_next_update_partition: the slot after the running one.
 func (a *Apps) Next() (Partition, error) {
 	n := a.t.count()
