@@ -1,23 +1,22 @@
 package server
 
 import (
-	"context"
-	"crypto/tls"
+	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"time"
 )
 
-// chunk is how much is encrypted and handed to the kernel at once. The kernel has
-// room for as much when it says that a connection can be written to (unsent).
+// chunk is how much is encrypted and handed to the kernel at once. unsent is how
+// much may wait in the kernel for one client; it says that there is room when less
+// than half of that waits, and then a chunk fits, with what TLS adds.
 const (
-	chunk  = 64 << 10
-	unsent = 2 * chunk
+	chunk  = 32 << 10
+	unsent = 96 << 10
 )
 
 // chunks are lent while bytes are encrypted and handed over, never while a client
@@ -59,29 +58,46 @@ func (c *content) Seek(offset int64, whence int) (int64, error) {
 	return offset, nil
 }
 
-// sender is the ResponseWriter that http.ServeContent copies into.
+// sender is the ResponseWriter that http.ServeContent copies into. What is longer
+// than a chunk leaves net/http as a flow.
 type sender struct {
 	http.ResponseWriter
-	ctl   *http.ResponseController
-	conn  *connection // nil when it is not known, as in a test without a network
+	r     *http.Request
 	stall time.Duration
-	sent  int64
-	err   error // of the client's connection
 	code  int
+	wrote bool  // the head went to net/http
+	sent  int64 // by net/http
+	err   error // of the client's connection
 
-	// begin is called before the first byte of a body.
-	begin func() error
+	// over is called when a flow has ended; left says that there is one.
+	over func(sent int64, err error)
+	left bool
 }
 
-var errAudit = errors.New("ota: the use of a key cannot be noted")
-
+// WriteHeader keeps the head back until it is known who sends it.
 func (s *sender) WriteHeader(code int) {
-	s.code = code
-	s.ResponseWriter.WriteHeader(code)
+	if s.code == 0 {
+		s.code = code
+	}
 }
 
-// ReadFrom sends what http.ServeContent wants to be sent, and holds nothing while
-// the client does not take more.
+// head gives the head to net/http.
+func (s *sender) head() {
+	if !s.wrote {
+		s.wrote = true
+		if s.code != 0 {
+			s.ResponseWriter.WriteHeader(s.code)
+		}
+	}
+}
+
+// Write is for what net/http says by itself, such as the text of a 416.
+func (s *sender) Write(p []byte) (int, error) {
+	s.head()
+	return s.ResponseWriter.Write(p)
+}
+
+// ReadFrom sends what http.ServeContent wants to be sent.
 func (s *sender) ReadFrom(r io.Reader) (int64, error) {
 	limited, _ := r.(*io.LimitedReader)
 	var c *content
@@ -89,108 +105,118 @@ func (s *sender) ReadFrom(r io.Reader) (int64, error) {
 		c, _ = limited.R.(*content)
 	}
 	if c == nil {
-		return io.Copy(struct{ io.Writer }{s.ResponseWriter}, r) // a text of net/http's
+		return io.Copy(struct{ io.Writer }{s}, r)
 	}
 	n := min(limited.N, c.Size()-c.at)
-	done := int64(0)
-	for done < n {
-		if s.err = s.room(); s.err != nil {
-			return done, s.err
-		}
-		m, err := s.chunk(c, min(n-done, chunk))
-		done += int64(m)
-		s.sent += int64(m)
-		if err != nil {
-			return done, err
-		}
+	if n > chunk && s.leave(c, n) {
+		return n, nil
 	}
-	return done, nil
-}
-
-// chunk sends one piece.
-func (s *sender) chunk(c *content, n int64) (int, error) {
+	s.head()
 	b, _ := chunks.Get().(*[chunk]byte)
 	defer chunks.Put(b)
-	m, err := io.ReadFull(c, b[:n])
-	if err != nil {
-		return 0, err // the rest is not sent, and the client sees that it is not
+	for s.sent < n && s.err == nil {
+		m, err := io.ReadFull(c, b[:min(n-s.sent, chunk)])
+		if err != nil {
+			return s.sent, err // the rest is not sent, and the client sees that it is not
+		}
+		m, s.err = s.ResponseWriter.Write(b[:m])
+		s.sent += int64(m)
 	}
-	m, s.err = s.ResponseWriter.Write(b[:m])
-	return m, s.err
+	return s.sent, s.err
+}
+
+// leave makes a flow of the answer. It is false when net/http has to send it.
+func (s *sender) leave(c *content, n int64) bool {
+	k := connectionOf(s.r)
+	if k == nil || s.r.ProtoMajor != 1 || s.r.ProtoMinor < 1 || s.r.Close || s.r.ContentLength != 0 || s.wrote {
+		return false
+	}
+	var head bytes.Buffer
+	_, _ = fmt.Fprintf(&head, "HTTP/1.1 %d %s\r\nDate: %s\r\n", s.code, http.StatusText(s.code), time.Now().UTC().Format(http.TimeFormat))
+	if err := s.Header().Write(&head); err != nil { // a buffer takes everything
+		return false
+	}
+	head.WriteString("\r\n")
+	conn, rw, err := http.NewResponseController(s.ResponseWriter).Hijack()
+	if err != nil {
+		return false
+	}
+	s.left, s.wrote = true, true
+	early, _ := rw.Reader.Peek(rw.Reader.Buffered()) // of the next request, if the client did not wait
+	f := &flow{top: k.top, net: conn, tcp: k.tcp, head: head.Bytes(), early: bytes.Clone(early), body: c.source, at: c.at, end: c.at + n, stall: s.stall, over: s.over}
+	if !k.tcp.door.start(f.top, f.run) {
+		f.err = net.ErrClosed
+		f.over(0, f.err)
+		_ = conn.Close() // the server ends; the unit resumes
+	}
+	return true
+}
+
+// flow is a download.
+type flow struct {
+	top, net net.Conn // the connection, and as net/http had it
+	tcp      *tcpConn
+	head     []byte
+	early    []byte
+	body     source
+	at, end  int64
+	stall    time.Duration
+	sent     int64
+	err      error
+	over     func(sent int64, err error)
+}
+
+func (f *flow) run() {
+	f.err = f.send()
+	f.over(f.sent, f.err)
+	top, door, early := f.top, f.tcp.door, f.early
+	if f.err != nil {
+		door.end(top)
+		_ = top.Close() // the client sees that bytes are missing
+		return
+	}
+	*f = flow{} // what waits holds nothing
+	door.park(top, early)
+}
+
+func (f *flow) send() error {
+	if err := f.room(); err != nil {
+		return err
+	}
+	if _, err := f.top.Write(f.head); err != nil {
+		return err
+	}
+	f.head = nil
+	for f.at < f.end {
+		if err := f.room(); err != nil {
+			return err
+		}
+		if err := f.chunk(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // room waits until the kernel takes a chunk.
-func (s *sender) room() error {
-	if s.conn == nil {
-		return nil
+func (f *flow) room() error {
+	if err := f.top.SetWriteDeadline(time.Now().Add(f.stall)); err != nil {
+		return err
 	}
-	// A test's recorder has no deadline, and a network connection has one.
-	_ = s.ctl.SetWriteDeadline(time.Now().Add(s.stall))
-	return s.conn.room()
+	return f.tcp.room()
 }
 
-// connection is what is kept of a client's connection.
-type connection struct {
-	raw syscall.RawConn
-}
-
-type connectionKey struct{}
-
-// withConnection prepares a connection and keeps it for the requests on it.
-func withConnection(ctx context.Context, c net.Conn) context.Context {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
+// chunk sends one piece.
+func (f *flow) chunk() error {
+	b, _ := chunks.Get().(*[chunk]byte)
+	defer chunks.Put(b)
+	p := b[:min(f.end-f.at, chunk)]
+	n, err := f.body.ReadAt(p, f.at)
+	if n < len(p) {
+		return errors.Join(err, io.ErrUnexpectedEOF)
 	}
-	if counted, ok := c.(*countedConn); ok {
-		c = counted.Conn
-	}
-	t, ok := c.(syscall.Conn)
-	if !ok {
-		return ctx
-	}
-	raw, err := t.SyscallConn()
-	if err != nil {
-		return ctx
-	}
-	k := &connection{raw: raw}
-	k.prepare()
-	return context.WithValue(ctx, connectionKey{}, k)
-}
-
-// limitListener keeps to a number of connections: a further one waits in the
-// kernel's queue.
-type limitListener struct {
-	net.Listener
-	places chan struct{}
-	open   *atomic.Int64
-}
-
-func (l *limitListener) Accept() (net.Conn, error) {
-	l.places <- struct{}{}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.places
-		return nil, err
-	}
-	l.open.Add(1)
-	return &countedConn{Conn: c, done: sync.OnceFunc(func() { l.open.Add(-1); <-l.places })}, nil
-}
-
-type countedConn struct {
-	net.Conn
-	done func()
-}
-
-func (c *countedConn) Close() error {
-	defer c.done()
-	return c.Conn.Close()
-}
-
-// CloseWrite is what net/http asks for before it closes a connection on which the
-// client may still be sending.
-func (c *countedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return nil
+	n, err = f.top.Write(p)
+	f.at += int64(n)
+	f.sent += int64(n)
+	return err
 }

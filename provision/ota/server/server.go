@@ -235,38 +235,44 @@ func (s *status) WriteHeader(code int) {
 
 func (s *status) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 
-// unit is what every path of a unit begins with.
-func (s *Server) unit(route string, f func(http.ResponseWriter, *http.Request, *asker) *problem) http.HandlerFunc {
+// left is the answer of a handler whose download goes on without net/http.
+var left = new(problem)
+
+// unit is what every path of a unit begins with. done counts the request; a
+// download that goes on alone calls it at its end.
+func (s *Server) unit(route string, f func(w *status, r *http.Request, a *asker, done func()) *problem) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
 		w := &status{ResponseWriter: rw}
 		began := s.now()
+		done := func() { s.metrics.request(route, cmp.Or(w.code, http.StatusOK), s.now().Sub(began)) }
 		defer func() {
-			s.metrics.request(route, cmp.Or(w.code, http.StatusOK), s.now().Sub(began))
-			if p := recover(); p != nil && p != http.ErrAbortHandler { //nolint:errorlint // what was thrown, and nothing wrapped
+			if p := recover(); p != nil {
 				s.o.Observe(Event{Kind: "panic", Text: fmt.Sprint(p)})
 				panic(http.ErrAbortHandler)
-			} else if p != nil {
-				panic(p)
 			}
 		}()
-		if after, ok := take(s.all, began); !ok {
-			tooMany(after).write(w)
-			return
-		}
 		if r.ContentLength != 0 { // also a body that nobody reads must come to an end
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyLimit)) // a recorder of a test has none
 		}
-		a, p := s.authenticate(r)
-		if p == nil {
+		var p *problem
+		var a *asker
+		if after, ok := take(s.all, began); !ok {
+			p = tooMany(after)
+		} else if a, p = s.authenticate(r); p == nil {
 			if after, ok := s.perUnit.allow(a.meta.Unit, began); !ok {
 				p = tooMany(after)
 			} else {
-				p = f(w, r, a)
+				p = f(w, r, a, done)
 			}
 		}
-		if p != nil {
+		switch p {
+		case left:
+			return
+		case nil:
+		default:
 			p.write(w)
 		}
+		done()
 	}
 }
 
@@ -280,8 +286,8 @@ func (s *Server) authenticate(r *http.Request) (*asker, *problem) {
 	if a.q, err = url.ParseQuery(r.URL.RawQuery); err != nil {
 		return nil, bad("query", "the query does not parse")
 	}
-	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-		leaf := r.TLS.VerifiedChains[0][0]
+	if st := tlsState(r); st != nil && len(st.VerifiedChains) > 0 {
+		leaf := st.VerifiedChains[0][0]
 		if unit, ok := certified(leaf); !ok || unit != mac {
 			return nil, foreign
 		}
@@ -526,7 +532,7 @@ func (s *Server) note(use Use) *problem {
 	return nil
 }
 
-func (s *Server) firmware(w http.ResponseWriter, r *http.Request, a *asker) *problem {
+func (s *Server) firmware(w *status, r *http.Request, a *asker, done func()) *problem {
 	u, why, p := s.prepare(r.Context(), a)
 	if p != nil {
 		return p
@@ -535,11 +541,11 @@ func (s *Server) firmware(w http.ResponseWriter, r *http.Request, a *asker) *pro
 		w.Header().Set("Provisiond-Reason", string(why))
 		return notHere
 	}
-	defer u.release()
 	use := s.line(a, u, "begin", "firmware")
 	use.Range = r.Header.Get("Range")
 	if r.Method != http.MethodHead { // that uses no key
 		if p := s.note(use); p != nil {
+			u.release()
 			return p
 		}
 	}
@@ -552,26 +558,38 @@ func (s *Server) firmware(w http.ResponseWriter, r *http.Request, a *asker) *pro
 		// RFC 9110, 14.2 leaves it to the server: several ranges get the whole.
 		r.Header.Del("Range")
 	}
-	conn, _ := r.Context().Value(connectionKey{}).(*connection)
-	out := &sender{ResponseWriter: w, ctl: http.NewResponseController(w), conn: conn, stall: s.o.Stall}
-	body := &content{source: u.Ciphertext}
-	http.ServeContent(out, r, "", time.Time{}, body)
-	s.metrics.sent(out.sent)
-	if r.Method == http.MethodHead {
-		return nil
+	out := &sender{ResponseWriter: w, r: r, stall: s.o.Stall}
+	out.over = func(sent int64, err error) { // of what leaves; it holds little
+		u.release()
+		s.sent(use, out.code, sent, err)
+		done()
 	}
-	use.Event, use.Time, use.Bytes, use.Outcome = "end", s.now().UTC(), out.sent, "sent"
-	switch {
-	case out.err != nil:
-		use.Outcome = "cut"
-	case out.code != http.StatusOK && out.code != http.StatusPartialContent:
-		use.Outcome = strconv.Itoa(out.code)
+	http.ServeContent(out, r, "", time.Time{}, &content{source: u.Ciphertext})
+	out.head()
+	if w.code = out.code; out.left {
+		return left
 	}
-	_ = s.note(use) // it was told of; the use itself stands in the first line
+	u.release()
+	if r.Method != http.MethodHead {
+		s.sent(use, out.code, out.sent, out.err)
+	}
 	return nil
 }
 
-func (s *Server) manifest(w http.ResponseWriter, r *http.Request, a *asker) *problem {
+// sent notes what became of a download.
+func (s *Server) sent(use Use, code int, n int64, err error) {
+	s.metrics.sent(n)
+	use.Event, use.Time, use.Bytes, use.Outcome = "end", s.now().UTC(), n, "sent"
+	switch {
+	case err != nil:
+		use.Outcome = "cut"
+	case code != http.StatusOK && code != http.StatusPartialContent:
+		use.Outcome = strconv.Itoa(code)
+	}
+	_ = s.note(use) // it was told of; the use itself stands in the first line
+}
+
+func (s *Server) manifest(w *status, r *http.Request, a *asker, _ func()) *problem {
 	if s.o.Signer == nil {
 		return &problem{status: http.StatusNotFound, code: "no-signer", message: "this server signs no manifests"}
 	}
@@ -633,7 +651,7 @@ func (s *Server) sign(ctx context.Context, u *update, nonce []byte) ([]byte, err
 	return m.MarshalText()
 }
 
-func (s *Server) result(w http.ResponseWriter, r *http.Request, a *asker) *problem {
+func (s *Server) result(w *status, r *http.Request, a *asker, _ func()) *problem {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, release.MaxResult))
 	if err != nil {
 		return bad("result", "the result has more than %d bytes, or was cut off", release.MaxResult)
@@ -660,23 +678,18 @@ const (
 	closingLimit = 20 * time.Second
 )
 
-// Serve serves on a listener until ctx ends; conf may be nil. Downloads that are
+// Serve serves on a listener until ctx ends; conf may be nil. Its connections speak
+// HTTP/1.1. Downloads that are
 // under way then get a while to end: units resume what is cut.
 func (s *Server) Serve(ctx context.Context, l net.Listener, conf *tls.Config) error {
 	srv := &http.Server{
 		Handler: s, ReadHeaderTimeout: headerLimit, WriteTimeout: s.o.Stall, IdleTimeout: idleLimit,
-		MaxHeaderBytes: headerBytes, TLSConfig: conf, ConnContext: withConnection,
+		MaxHeaderBytes: headerBytes, ConnContext: withConnection,
 		ErrorLog: log.New(&events{s}, "", 0),
 	}
-	l = &limitListener{Listener: l, places: make(chan struct{}, s.o.Connections), open: &s.conns}
+	d := newDoor(l, conf, s.o.Connections, &s.conns)
 	done := make(chan error, 1)
-	go func() {
-		if conf != nil {
-			done <- srv.ServeTLS(l, "", "")
-		} else {
-			done <- srv.Serve(l)
-		}
-	}()
+	go func() { done <- srv.Serve(d) }()
 	tidy := time.NewTicker(max(s.o.KeyHold/16, 10*time.Millisecond))
 	defer tidy.Stop()
 	for ctx.Err() == nil {
@@ -693,6 +706,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, conf *tls.Config) er
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), closingLimit)
 	defer cancel()
 	err := srv.Shutdown(end)
+	d.shut(end)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = srv.Close()
 	}

@@ -193,7 +193,7 @@ func (w *world) unit(n byte) unit {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	files, err := sample.Files(sample.Product{Chip: model, AppSpace: 1 << 20})
+	files, err := sample.Files(sample.Product{Chip: model, AppSpace: 0x130000})
 	if err != nil {
 		w.t.Fatal(err)
 	}
