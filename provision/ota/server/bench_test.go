@@ -286,9 +286,30 @@ func BenchmarkClients(b *testing.B) {
 				now := rss()
 				b.ReportMetric(float64(now)/1e6, "RSS-MB")
 				b.ReportMetric(float64(now-before)/n/1024, "KiB/client")
+				b.ReportMetric(float64(kernelMemory(b))/1e6, "kernel-MB")
 			}
 		})
 	}
+}
+
+// kernelMemory is what the kernel holds for TCP, of both ends and of all others.
+func kernelMemory(t testing.TB) int64 {
+	t.Helper()
+	b, err := os.ReadFile("/proc/net/sockstat")
+	if err != nil {
+		t.Skipf("needs /proc: %v", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) > 2 && f[0] == "TCP:" && f[len(f)-2] == "mem" {
+			pages, err := strconv.ParseInt(f[len(f)-1], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pages * int64(os.Getpagesize())
+		}
+	}
+	return 0
 }
 
 // signed is a certificate and its key.

@@ -16,7 +16,7 @@ import (
 // than half of that waits, and then a chunk fits, with what TLS adds.
 const (
 	chunk  = 32 << 10
-	unsent = 96 << 10
+	unsent = 128 << 10
 )
 
 // chunks are lent while bytes are encrypted and handed over, never while a client
@@ -70,7 +70,7 @@ type sender struct {
 	err   error // of the client's connection
 
 	// over is called when a flow has ended; left says that there is one.
-	over func(sent int64, err error)
+	over func(code int, sent int64, err error)
 	left bool
 }
 
@@ -143,10 +143,10 @@ func (s *sender) leave(c *content, n int64) bool {
 	}
 	s.left, s.wrote = true, true
 	early, _ := rw.Reader.Peek(rw.Reader.Buffered()) // of the next request, if the client did not wait
-	f := &flow{top: k.top, net: conn, tcp: k.tcp, head: head.Bytes(), early: bytes.Clone(early), body: c.source, at: c.at, end: c.at + n, stall: s.stall, over: s.over}
+	f := &flow{top: k.top, net: conn, tcp: k.tcp, head: bytes.Clone(head.Bytes()), early: bytes.Clone(early), body: c.source, at: c.at, end: c.at + n, stall: s.stall, code: s.code, over: s.over}
 	if !k.tcp.door.start(f.top, f.run) {
 		f.err = net.ErrClosed
-		f.over(0, f.err)
+		f.over(f.code, 0, f.err)
 		_ = conn.Close() // the server ends; the unit resumes
 	}
 	return true
@@ -163,12 +163,13 @@ type flow struct {
 	stall    time.Duration
 	sent     int64
 	err      error
-	over     func(sent int64, err error)
+	code     int
+	over     func(code int, sent int64, err error)
 }
 
 func (f *flow) run() {
 	f.err = f.send()
-	f.over(f.sent, f.err)
+	f.over(f.code, f.sent, f.err)
 	top, door, early := f.top, f.tcp.door, f.early
 	if f.err != nil {
 		door.end(top)

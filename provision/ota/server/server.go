@@ -240,11 +240,11 @@ var left = new(problem)
 
 // unit is what every path of a unit begins with. done counts the request; a
 // download that goes on alone calls it at its end.
-func (s *Server) unit(route string, f func(w *status, r *http.Request, a *asker, done func()) *problem) http.HandlerFunc {
+func (s *Server) unit(route string, f func(w *status, r *http.Request, a *asker, done func(code int)) *problem) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
 		w := &status{ResponseWriter: rw}
 		began := s.now()
-		done := func() { s.metrics.request(route, cmp.Or(w.code, http.StatusOK), s.now().Sub(began)) }
+		done := func(code int) { s.metrics.request(route, cmp.Or(code, http.StatusOK), s.now().Sub(began)) }
 		defer func() {
 			if p := recover(); p != nil {
 				s.o.Observe(Event{Kind: "panic", Text: fmt.Sprint(p)})
@@ -272,7 +272,7 @@ func (s *Server) unit(route string, f func(w *status, r *http.Request, a *asker,
 		default:
 			p.write(w)
 		}
-		done()
+		done(w.code)
 	}
 }
 
@@ -532,7 +532,7 @@ func (s *Server) note(use Use) *problem {
 	return nil
 }
 
-func (s *Server) firmware(w *status, r *http.Request, a *asker, done func()) *problem {
+func (s *Server) firmware(w *status, r *http.Request, a *asker, done func(code int)) *problem {
 	u, why, p := s.prepare(r.Context(), a)
 	if p != nil {
 		return p
@@ -559,10 +559,10 @@ func (s *Server) firmware(w *status, r *http.Request, a *asker, done func()) *pr
 		r.Header.Del("Range")
 	}
 	out := &sender{ResponseWriter: w, r: r, stall: s.o.Stall}
-	out.over = func(sent int64, err error) { // of what leaves; it holds little
+	out.over = func(code int, sent int64, err error) { // it holds nothing of net/http's
 		u.release()
-		s.sent(use, out.code, sent, err)
-		done()
+		s.sent(use, code, sent, err)
+		done(code)
 	}
 	http.ServeContent(out, r, "", time.Time{}, &content{source: u.Ciphertext})
 	out.head()
@@ -589,7 +589,7 @@ func (s *Server) sent(use Use, code int, n int64, err error) {
 	_ = s.note(use) // it was told of; the use itself stands in the first line
 }
 
-func (s *Server) manifest(w *status, r *http.Request, a *asker, _ func()) *problem {
+func (s *Server) manifest(w *status, r *http.Request, a *asker, _ func(int)) *problem {
 	if s.o.Signer == nil {
 		return &problem{status: http.StatusNotFound, code: "no-signer", message: "this server signs no manifests"}
 	}
@@ -651,7 +651,7 @@ func (s *Server) sign(ctx context.Context, u *update, nonce []byte) ([]byte, err
 	return m.MarshalText()
 }
 
-func (s *Server) result(w *status, r *http.Request, a *asker, _ func()) *problem {
+func (s *Server) result(w *status, r *http.Request, a *asker, _ func(int)) *problem {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, release.MaxResult))
 	if err != nil {
 		return bad("result", "the result has more than %d bytes, or was cut off", release.MaxResult)
