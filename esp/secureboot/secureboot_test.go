@@ -459,6 +459,26 @@ func TestSignPadded(t *testing.T) {
 	}
 }
 
+// An image that fills its last sector, as secure padding makes them, gets no
+// padding more.
+func TestSignWholeSectors(t *testing.T) {
+	img := &image.Image{
+		Header:   image.Header{ChipID: chip.IDESP32C3, WPPin: image.WPPinDisabled, HashAppended: true},
+		Segments: []image.Segment{{LoadAddr: 0x40380000, Data: make([]byte, 65536-32-16-24-8)}},
+	}
+	file, err := img.MarshalBinary()
+	if err != nil || len(file) != 65536 {
+		t.Fatalf("%d bytes, %v", len(file), err)
+	}
+	out, err := secureboot.Sign(context.Background(), file, secureboot.Options{}, keys()["ecdsa256"])
+	if err != nil || len(out) != 65536+4096 || !bytes.Equal(out[:65536], file) {
+		t.Fatalf("%d bytes, %v", len(out), err)
+	}
+	if r, err := secureboot.Verify(out); err != nil || r.Signed != 65536 {
+		t.Errorf("0x%x bytes signed, %v", r.Signed, err)
+	}
+}
+
 func TestSignRefusals(t *testing.T) {
 	k := keys()
 	plain, signed := read(t, "image.bin"), read(t, "image-rsa3072.bin")
