@@ -813,6 +813,12 @@ func (l *leaks) readable(chipName string) {
 		command(0, nil, append([]string{"keystore", "describe", keys, "--identity", keys + ".identity"}, asJSON...)...)
 	}
 	command(0, nil, append(provisionIt, "--trace", filepath.Join(dir, "trace3.txt"))...)
+	app, unit := filepath.Join(site, "build-"+chipName+"-unit", "app.bin"), []string{"--unit", "02:00:00:00:00:07", "--keystore", keys, "--identity", keys + ".identity"}
+	for i, asJSON := range [][]string{nil, {"--json"}} {
+		out := filepath.Join(dir, fmt.Sprintf("ota%d", i))
+		command(0, nil, slices.Concat([]string{"ota", "encrypt", "--all-slots", "--in", app, "--out", out}, unit, asJSON)...)
+		command(0, nil, slices.Concat([]string{"image", "explain", filepath.Join(out, "020000000007-ota_0.bin")}, unit, asJSON)...)
+	}
 	l.take(keys)
 	l.files(dir)
 }
