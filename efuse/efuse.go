@@ -33,6 +33,8 @@ import (
 	"github.com/provisiond/provisiond/esp/chip"
 )
 
+//go:generate go run ./chipdoc -out ../docs/chips.md
+
 // Registers reaches the chip's registers. The ROM loader's client has these.
 type Registers interface {
 	ReadReg(ctx context.Context, addr uint32) (uint32, error)

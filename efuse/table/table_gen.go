@@ -5,7 +5,9 @@ package table
 var tables = []*Table{
 	{
 		chip: "esp32", first: 0, file: "esp32.csv",
-		sources: []Source{{File: "components/efuse/esp32/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "6c02bc917599490ddd5652391486dad4278087966ee60a282d855c0e8e19453c"}},
+		sources: []Source{
+			{File: "components/efuse/esp32/esp_efuse_table.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "6c02bc917599490ddd5652391486dad4278087966ee60a282d855c0e8e19453c"},
+		},
 		hash: [32]byte{
 			0xb7, 0x88, 0xeb, 0xa1, 0xaf, 0xdb, 0x64, 0x2a,
 			0xe7, 0x0e, 0xa2, 0x0e, 0xd0, 0x30, 0x4a, 0x43,
@@ -76,7 +78,9 @@ var tables = []*Table{
 	},
 	{
 		chip: "esp32c2", first: 0, file: "esp32c2.csv",
-		sources: []Source{{File: "components/efuse/esp32c2/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "8613bebc77613fed03d4fdc2d5930711a10b0e2093fe8abbc896c2fb03e4d005"}},
+		sources: []Source{
+			{File: "components/efuse/esp32c2/esp_efuse_table.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "8613bebc77613fed03d4fdc2d5930711a10b0e2093fe8abbc896c2fb03e4d005"},
+		},
 		hash: [32]byte{
 			0x22, 0x02, 0x5a, 0x33, 0xcf, 0xa7, 0x88, 0x50,
 			0x2b, 0xdd, 0x7a, 0xbf, 0xa0, 0x62, 0x7f, 0x8a,
@@ -150,7 +154,9 @@ var tables = []*Table{
 	},
 	{
 		chip: "esp32c3", first: 0, file: "esp32c3.csv",
-		sources: []Source{{File: "components/efuse/esp32c3/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "89109d85ea8700ad6151eeeffa750b29546bf098d6b2bdbe3336286427e568ac"}},
+		sources: []Source{
+			{File: "components/efuse/esp32c3/esp_efuse_table.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "89109d85ea8700ad6151eeeffa750b29546bf098d6b2bdbe3336286427e568ac"},
+		},
 		hash: [32]byte{
 			0xe3, 0x13, 0x47, 0x66, 0xdb, 0xcc, 0x88, 0x9e,
 			0x5e, 0xc1, 0x32, 0xb5, 0x07, 0x6f, 0x5e, 0xe1,
@@ -278,7 +284,9 @@ var tables = []*Table{
 	},
 	{
 		chip: "esp32c5", first: 0, file: "esp32c5.csv",
-		sources: []Source{{File: "components/efuse/esp32c5/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "26094abdd88e4185a1249650d8ea17c04d97c55477bbb13cec2b7eaff99357e5"}},
+		sources: []Source{
+			{File: "components/efuse/esp32c5/esp_efuse_table.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "26094abdd88e4185a1249650d8ea17c04d97c55477bbb13cec2b7eaff99357e5"},
+		},
 		hash: [32]byte{
 			0x40, 0x41, 0x5b, 0x1c, 0xca, 0x78, 0xa8, 0x4b,
 			0x82, 0x87, 0x2f, 0xcb, 0x33, 0xae, 0x10, 0x04,
@@ -431,7 +439,9 @@ var tables = []*Table{
 	},
 	{
 		chip: "esp32c6", first: 0, file: "esp32c6.csv",
-		sources: []Source{{File: "components/efuse/esp32c6/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "52e9d5980d0b0ee3fb0295ddab3c19c669e0b3692f11e89c5b4bd92fff12593e"}},
+		sources: []Source{
+			{File: "components/efuse/esp32c6/esp_efuse_table.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "52e9d5980d0b0ee3fb0295ddab3c19c669e0b3692f11e89c5b4bd92fff12593e"},
+		},
 		hash: [32]byte{
 			0x50, 0x75, 0xaf, 0xe3, 0x93, 0xd2, 0x09, 0x09,
 			0xb3, 0x92, 0x22, 0x2e, 0xb2, 0x9c, 0x62, 0x77,
@@ -554,7 +564,9 @@ var tables = []*Table{
 	},
 	{
 		chip: "esp32c61", first: 0, file: "esp32c61.csv",
-		sources: []Source{{File: "components/efuse/esp32c61/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "be8a8aa8194dc1b60b37b4bf52fb0e206739b5f94a1b0ea6dc318ea02f442a11"}},
+		sources: []Source{
+			{File: "components/efuse/esp32c61/esp_efuse_table.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "be8a8aa8194dc1b60b37b4bf52fb0e206739b5f94a1b0ea6dc318ea02f442a11"},
+		},
 		hash: [32]byte{
 			0x1f, 0xbe, 0x6b, 0xdc, 0x7d, 0x7d, 0x3d, 0xb4,
 			0x2d, 0xd0, 0x23, 0x55, 0x75, 0x7f, 0x32, 0x75,
@@ -678,7 +690,10 @@ var tables = []*Table{
 	},
 	{
 		chip: "esp32h2", first: 0, file: "esp32h2.csv",
-		sources: []Source{{File: "components/efuse/esp32h2/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "fbf657fa8555fa2f883aebe08d590b27dbc3da8a366e24e3ded1488d3f04b60f"}, {File: "components/efuse/esp32h2/esp_efuse_table_v0.0_v1.1.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "c716007e65eafc1e0c118cc0c1d6bc40b8c75241fc74699bad8b7aa0df6d780c"}},
+		sources: []Source{
+			{File: "components/efuse/esp32h2/esp_efuse_table.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "fbf657fa8555fa2f883aebe08d590b27dbc3da8a366e24e3ded1488d3f04b60f"},
+			{File: "components/efuse/esp32h2/esp_efuse_table_v0.0_v1.1.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "c716007e65eafc1e0c118cc0c1d6bc40b8c75241fc74699bad8b7aa0df6d780c"},
+		},
 		hash: [32]byte{
 			0x8e, 0x63, 0xe7, 0xe6, 0xf0, 0x9d, 0x4d, 0xff,
 			0xed, 0x5f, 0xa8, 0xe0, 0x81, 0x28, 0x45, 0x1a,
@@ -803,7 +818,9 @@ var tables = []*Table{
 	},
 	{
 		chip: "esp32h2", first: 102, file: "esp32h2_v1.2.csv",
-		sources: []Source{{File: "components/efuse/esp32h2/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "fbf657fa8555fa2f883aebe08d590b27dbc3da8a366e24e3ded1488d3f04b60f"}},
+		sources: []Source{
+			{File: "components/efuse/esp32h2/esp_efuse_table.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "fbf657fa8555fa2f883aebe08d590b27dbc3da8a366e24e3ded1488d3f04b60f"},
+		},
 		hash: [32]byte{
 			0x76, 0x4f, 0x92, 0x56, 0x89, 0xb3, 0xb0, 0x99,
 			0x82, 0x98, 0x28, 0x6f, 0xc7, 0xb0, 0x4c, 0xf9,
@@ -930,7 +947,9 @@ var tables = []*Table{
 	},
 	{
 		chip: "esp32p4", first: 0, file: "esp32p4.csv",
-		sources: []Source{{File: "components/efuse/esp32p4/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "84634626367043a65f24b6e452b3a703cf0c737c2e198c40fdda4b80e7febe6f"}},
+		sources: []Source{
+			{File: "components/efuse/esp32p4/esp_efuse_table.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "84634626367043a65f24b6e452b3a703cf0c737c2e198c40fdda4b80e7febe6f"},
+		},
 		hash: [32]byte{
 			0x65, 0x9c, 0x39, 0x14, 0x1b, 0x77, 0xbd, 0xc3,
 			0xf7, 0x9b, 0x12, 0x01, 0x8d, 0xe4, 0x41, 0x88,
@@ -1101,7 +1120,9 @@ var tables = []*Table{
 	},
 	{
 		chip: "esp32p4", first: 300, file: "esp32p4_v3.0.csv",
-		sources: []Source{{File: "components/efuse/esp32p4/esp_efuse_table_v3.0.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "209106f4e9350fdc3ee322d7b2ed1e11b46415fefba0c4662aa117113bbf94d0"}},
+		sources: []Source{
+			{File: "components/efuse/esp32p4/esp_efuse_table_v3.0.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "209106f4e9350fdc3ee322d7b2ed1e11b46415fefba0c4662aa117113bbf94d0"},
+		},
 		hash: [32]byte{
 			0x0e, 0x0f, 0x75, 0x06, 0x9b, 0x23, 0x29, 0x44,
 			0x09, 0x87, 0x54, 0xa9, 0x16, 0xbf, 0x0a, 0xaf,
@@ -1274,7 +1295,9 @@ var tables = []*Table{
 	},
 	{
 		chip: "esp32s2", first: 0, file: "esp32s2.csv",
-		sources: []Source{{File: "components/efuse/esp32s2/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "0f5f4efb556a9f2ffd51877e34ac90369c518e338d55e634271c4422b804cfc0"}},
+		sources: []Source{
+			{File: "components/efuse/esp32s2/esp_efuse_table.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "0f5f4efb556a9f2ffd51877e34ac90369c518e338d55e634271c4422b804cfc0"},
+		},
 		hash: [32]byte{
 			0xd4, 0x84, 0xac, 0x84, 0xe7, 0x86, 0xec, 0xfa,
 			0xbe, 0x55, 0x3d, 0x68, 0x17, 0x50, 0x4b, 0x20,
@@ -1406,7 +1429,9 @@ var tables = []*Table{
 	},
 	{
 		chip: "esp32s3", first: 0, file: "esp32s3.csv",
-		sources: []Source{{File: "components/efuse/esp32s3/esp_efuse_csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "cdbede45a9fa5f21d0948723e27b07f493e437bae3e35ff40148f00b46c248a6"}},
+		sources: []Source{
+			{File: "components/efuse/esp32s3/esp_efuse_table.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "cdbede45a9fa5f21d0948723e27b07f493e437bae3e35ff40148f00b46c248a6"},
+		},
 		hash: [32]byte{
 			0x85, 0x42, 0xa8, 0x3c, 0xa1, 0x51, 0x68, 0x6b,
 			0x14, 0xb5, 0x7a, 0xa0, 0x02, 0x60, 0xbd, 0x18,

@@ -447,7 +447,7 @@ func TestHashIsTheDataFile(t *testing.T) {
 			t.Errorf("%s: hash %x", tab.File(), tab.Hash())
 		}
 		for _, s := range tab.Sources() {
-			if len(s.Revision) != 40 || len(s.SHA256) != 64 || !strings.Contains(s.File, "/"+tab.Chip()+"/") {
+			if len(s.Revision) != 40 || len(s.SHA256) != 64 || !strings.HasPrefix(s.File, "components/efuse/"+tab.Chip()+"/esp_efuse_table") || !strings.HasSuffix(s.File, ".csv") {
 				t.Errorf("%s: %+v", tab.File(), s)
 			}
 		}
