@@ -91,13 +91,13 @@ func (u *Unit) CheckImage(m *Image) error {
 			if c, cerr := chip.ByID(m.Chip()); cerr == nil {
 				name = c.Title
 			}
-			return &Refusal{ReasonChip, fmt.Sprintf("the image is for %s and unit %s is an %s: take the build for it", name, u.MAC, u.Chip.Title), err}
+			return &Refusal{ReasonChip, fmt.Sprintf("the image is for %s and %s is an %s: take the build for it", name, u.who(), u.Chip.Title), err}
 		case errors.Is(err, image.ErrRevision):
-			return refuse(ReasonRevision, "unit %s: %w", u.MAC, err)
+			return refuse(ReasonRevision, "%s: %w", u.who(), err)
 		case errors.Is(err, image.ErrMapping):
 			return refuse(ReasonMapping, "%w", err)
 		}
-		return refuse(ReasonRecord, "unit %s: %w", u.MAC, err)
+		return refuse(ReasonRecord, "%s: %w", u.who(), err)
 	}
 	return u.checkSignature(m)
 }
@@ -110,13 +110,13 @@ func (u *Unit) Check(m *Image, slot partition.Entry, have Known) error {
 	}
 	size := padded(uint64(len(m.plain)), u.Chip.EncryptedAlign)
 	if size > uint64(slot.Size) {
-		return refuse(ReasonSize, "the image has %d bytes, %s of unit %s has %d", size, slot.SubtypeName(), u.MAC, slot.Size)
+		return refuse(ReasonSize, "the image has %d bytes, %s of %s has %d", size, slot.SubtypeName(), u.who(), slot.Size)
 	}
 	if slot.End() > uint64(u.FlashSize) {
-		return refuse(ReasonRecord, "unit %s: %v ends beyond its flash of %d bytes", u.MAC, slot, u.FlashSize)
+		return refuse(ReasonRecord, "%s: %v ends beyond its flash of %d bytes", u.who(), slot, u.FlashSize)
 	}
 	if v := m.parsed.AppDesc.SecureVersion; v < have.SecureVersion {
-		return refuse(ReasonSecureVersion, "the image has secure_version %d and unit %s accepts %d or more: it would erase the slot", v, u.MAC, have.SecureVersion)
+		return refuse(ReasonSecureVersion, "the image has secure_version %d and %s accepts %d or more: it would erase the slot", v, u.who(), have.SecureVersion)
 	}
 	return nil
 }
@@ -128,16 +128,16 @@ func (u *Unit) checkSignature(m *Image) error {
 		return nil
 	}
 	if !m.Signed() {
-		return refuse(ReasonUnsigned, "unit %s has Secure Boot (%s) and the image is not signed: it would not boot", u.MAC, u.SecureBootScheme)
+		return refuse(ReasonUnsigned, "%s has Secure Boot (%s) and the image is not signed: it would not boot", u.who(), u.SecureBootScheme)
 	}
 	if m.badSign != nil {
-		return refuse(ReasonSignature, "unit %s has Secure Boot (%s): %w", u.MAC, u.SecureBootScheme, m.badSign)
+		return refuse(ReasonSignature, "%s has Secure Boot (%s): %w", u.who(), u.SecureBootScheme, m.badSign)
 	}
 	if err := m.signatures.CheckFor(u.Chip, u.Revision); err != nil {
-		return refuse(ReasonSignature, "unit %s: %w", u.MAC, err)
+		return refuse(ReasonSignature, "%s: %w", u.who(), err)
 	}
 	if got := m.signatures.Scheme; string(got) != u.SecureBootScheme {
-		return refuse(ReasonSignature, "unit %s verifies %s and the image is signed with %s: sign it with a key of the unit", u.MAC, u.SecureBootScheme, got)
+		return refuse(ReasonSignature, "%s verifies %s and the image is signed with %s: sign it with a key of the unit", u.who(), u.SecureBootScheme, got)
 	}
 	for _, s := range m.signatures.Signatures {
 		burned := s.Key.Digest().Burned(u.Chip.SecureBoot) // on the ESP32-C2 a part of it
@@ -145,7 +145,7 @@ func (u *Unit) checkSignature(m *Image) error {
 			return nil
 		}
 	}
-	return refuse(ReasonSignature, "unit %s trusts none of the keys that signed the image: sign it with a key whose digest its record has", u.MAC)
+	return refuse(ReasonSignature, "%s trusts none of the keys that signed the image: sign it with a key whose digest its record has", u.who())
 }
 
 // Update is an image that a unit may get in one slot.

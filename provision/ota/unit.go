@@ -91,6 +91,14 @@ func NewUnit(r keystore.Record) (*Unit, error) {
 	}, nil
 }
 
+// who names the unit in messages; of a key file its MAC may not be known.
+func (u *Unit) who() string {
+	if u.MAC == (chip.MAC{}) {
+		return "the unit"
+	}
+	return "unit " + u.MAC.String()
+}
+
 // Wipe overwrites the unit's key. Ciphertexts that were made keep their own.
 func (u *Unit) Wipe() { u.Key.Wipe() }
 
@@ -120,20 +128,20 @@ func (u *Unit) Slot(name string) (partition.Entry, error) {
 		}
 	}
 	if len(names) == 0 {
-		return partition.Entry{}, refuse(ReasonSlot, "unit %s has no OTA slots in its partition table", u.MAC)
+		return partition.Entry{}, refuse(ReasonSlot, "%s has no OTA slots in its partition table", u.who())
 	}
-	return partition.Entry{}, refuse(ReasonSlot, "unit %s has no slot %q: it has %s", u.MAC, name, strings.Join(names, ", "))
+	return partition.Entry{}, refuse(ReasonSlot, "%s has no slot %q: it has %s", u.who(), name, strings.Join(names, ", "))
 }
 
 // Encrypt gives the bytes to write raw into a slot. It checks nothing but the
 // size: Prepare checks.
 func (u *Unit) Encrypt(slot partition.Entry, plain Bytes) (*Ciphertext, error) {
 	if size := padded(uint64(len(plain)), u.Chip.EncryptedAlign); size > uint64(slot.Size) {
-		return nil, refuse(ReasonSize, "the image has %d bytes, %s of unit %s has %d", size, slot.SubtypeName(), u.MAC, slot.Size)
+		return nil, refuse(ReasonSize, "the image has %d bytes, %s of %s has %d", size, slot.SubtypeName(), u.who(), slot.Size)
 	}
 	cipher, err := u.Key.Cipher(u.Scheme, u.FlashCryptConfig)
 	if err != nil {
-		return nil, fmt.Errorf("ota: unit %s: %w", u.MAC, err)
+		return nil, fmt.Errorf("ota: %s: %w", u.who(), err)
 	}
 	c, err := NewCiphertext(cipher, plain, int64(len(plain)), slot.Offset, u.Chip.EncryptedAlign)
 	if err != nil {
