@@ -192,6 +192,9 @@ func (s *Snapshot) protection(name string) (wr int, rd []int, err error) {
 	if b, ok := s.t.Block(name); ok {
 		return b.WRDis, b.RDDisAll, nil
 	}
+	if sl, ok := s.t.Slot(name); ok {
+		return s.t.Blocks()[sl.Block].WRDis, sl.RDDis, nil
+	}
 	return 0, nil, fmt.Errorf("%q is %w of %s", name, table.ErrUnknown, s.m.Title)
 }
 

@@ -147,7 +147,9 @@ func sampleJob(t testing.TB, chipName, profile string) *provision.Job {
 	if j := samples.jobs[name]; j != nil {
 		return j
 	}
-	path, err := sample.Write(samples.dir, sample.Product{Chip: model(t, chipName), Name: name, Profile: profile, AppSize: 6 << 10, Baud: 921600})
+	path, err := sample.Write(samples.dir, sample.Product{
+		Chip: model(t, chipName), Name: name, Profile: profile, AppSize: 6 << 10, Baud: 921600, More: profileLines(model(t, chipName), profile),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +205,7 @@ var unitMAC = chip.MAC{0x02, 0, 0, 0, 0, 1}
 func newBoard(t testing.TB, o espsim.Options) *espsim.Chip {
 	t.Helper()
 	if o.Revision == 0 && o.Factory == nil {
-		o.Revision = max(o.Model.Lockdown.ClosedMinimum, 4)
+		o.Revision = usualRevision(o.Model)
 	}
 	if o.AppPrints == "" {
 		o.AppPrints = sample.AppText
@@ -217,6 +219,18 @@ func newBoard(t testing.TB, o espsim.Options) *espsim.Chip {
 	}
 	t.Cleanup(func() { _ = c.Close() })
 	return c
+}
+
+// usualRevision is silicon that has what F.5 is about.
+func usualRevision(m chip.Model) chip.Revision {
+	rev := max(m.Lockdown.ClosedMinimum, 4)
+	for _, o := range m.Older {
+		rev = max(rev, o.Below)
+	}
+	for slices.Contains(m.SecureBoot.Broken, rev) {
+		rev++
+	}
+	return rev
 }
 
 func (b *bench) board(o espsim.Options) *espsim.Chip { return newBoard(b.t, o) }
@@ -270,7 +284,15 @@ func inBubble(t *testing.T, name string, f func(t *testing.T)) {
 // bothChips runs f in a bubble for each chip.
 func bothChips(t *testing.T, f func(t *testing.T, name string)) {
 	t.Helper()
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
+		inBubble(t, name, func(t *testing.T) { f(t, name) })
+	}
+}
+
+// everyChip is bothChips for all of them.
+func everyChip(t *testing.T, f func(t *testing.T, name string)) {
+	t.Helper()
+	for _, name := range allChips() {
 		inBubble(t, name, func(t *testing.T) { f(t, name) })
 	}
 }
@@ -316,62 +338,6 @@ func (b *bench) metas(mac chip.MAC) []keystore.Meta {
 		b.t.Fatal(err)
 	}
 	return metas
-}
-
-// fusesAfter are the bits that a profile adds to BLOCK0 (esp-facts F.5 for hybrid
-// and release). Development has the counter at 1 and none of the locks but the
-// key's; closed has the other last fuse.
-var fusesAfter = map[string]map[string][]uint32{
-	"esp32": {
-		// WR_DIS 7 (BLOCK1), RD_DIS 0 (BLOCK1), FLASH_CRYPT_CNT 1, FLASH_CRYPT_CONFIG 15.
-		"development": {0x00110080, 0, 0, 0, 0, 0xF0000000, 0},
-		"hybrid":      {0x07F10088, 0, 0, 0, 0, 0xF0000000, 0x000003C4},
-		"release":     {0x0FF10088, 0, 0, 0, 0, 0xF0000000, 0x000003C4},
-		"closed":      {0x0FF10088, 0, 0, 0, 0, 0xF0000000, 0x000003C4},
-	},
-	"esp32c3": {
-		// WR_DIS 8 and 23 (KEY_PURPOSE_0, KEY0), RD_DIS 0 (KEY0), SPI_BOOT_CRYPT_CNT 1, KEY_PURPOSE_0 4.
-		"development": {0x00800100, 0x00000001, 0x04040000, 0, 0, 0},
-		"hybrid":      {0x00800104, 0x00180601, 0x041C0000, 0, 0x00000002, 0},
-		"release":     {0x00800104, 0x00180601, 0x041C0000, 0, 0x00000022, 0},
-		"closed":      {0x00800104, 0x00180601, 0x041C0000, 0, 0x00000003, 0},
-	},
-}
-
-// keyBlockIndex is the block that the key goes to.
-var keyBlockIndex = map[string]int{"esp32": 1, "esp32c3": 4}
-
-// wantFuses holds the array against its state before and the profile: BLOCK0 has
-// exactly the bits of fusesAfter more, the key block the key, everything else what
-// it had.
-func wantFuses(t testing.TB, c *espsim.Chip, before [][]uint32, profile string, key []byte) {
-	t.Helper()
-	if err := compareFuses(c, before, profile, key); err != nil {
-		t.Error(err)
-	}
-}
-
-func compareFuses(c *espsim.Chip, before [][]uint32, profile string, key []byte) error {
-	want := make([][]uint32, len(before))
-	for i := range before {
-		want[i] = slices.Clone(before[i])
-	}
-	name := c.Model().Name
-	for i, w := range fusesAfter[name][profile] {
-		want[0][i] |= w
-	}
-	for i, w := range words(reversed(key)) {
-		want[keyBlockIndex[name]][i] |= w
-	}
-	for i, got := range c.Fuses() {
-		if i == keyBlockIndex[name] && !slices.Equal(got, want[i]) {
-			return fmt.Errorf("block %d does not hold the key in its order", i) // no key bytes in logs
-		}
-		if !slices.Equal(got, want[i]) {
-			return fmt.Errorf("block %d holds %08x, want %08x", i, got, want[i])
-		}
-	}
-	return nil
 }
 
 // words puts bytes into registers (esp-facts B.9: little-endian words).
@@ -504,7 +470,7 @@ func fieldNamed(t testing.TB, c *espsim.Chip, name string) table.Field {
 // invariants hold after every run, whatever happened in it. before is the array
 // before the first run.
 func (b *bench) invariants(c *espsim.Chip, job *provision.Job, before [][]uint32, r *provision.Result) error {
-	name, profile := c.Model().Name, string(job.Recipe.Profile)
+	name := c.Model().Name
 	var alive []keystore.Meta
 	for _, m := range b.metas(c.MAC()) {
 		if !m.Superseded() {
@@ -515,26 +481,16 @@ func (b *bench) invariants(c *espsim.Chip, job *provision.Job, before [][]uint32
 		return fmt.Errorf("%d keys of the unit are not given up", len(alive))
 	}
 	now := c.Fuses()
-	var held uint32
-	for _, w := range now[keyBlockIndex[name]] {
-		held |= w
-	}
 	var key []byte
 	if len(alive) == 1 {
 		key = b.storedKey(c.MAC())
 	}
-	if held != 0 {
-		if len(alive) == 0 || !alive[0].MayBeInSilicon() {
-			return errors.New("key bits are in silicon and the store holds no key that may be there")
-		}
-		for i, w := range words(reversed(key)) {
-			if now[keyBlockIndex[name]][i]&^w != 0 {
-				return errors.New("the key block has bits that the stored key does not have")
-			}
-		}
+	want := plan(c, job.Recipe, key)
+	held, whole := want.keys(now)
+	if held && (len(alive) == 0 || !alive[0].MayBeInSilicon()) {
+		return errors.New("key bits are in silicon and the store holds no key that may be there")
 	}
-	whole := len(key) > 0 && slices.Equal(now[keyBlockIndex[name]], words(reversed(key)))
-	tab, err := table.For(name)
+	tab, err := table.ForRevision(name, c.Revision())
 	if err != nil {
 		return err
 	}
@@ -545,20 +501,11 @@ func (b *bench) invariants(c *espsim.Chip, job *provision.Job, before [][]uint32
 		}
 		return v
 	}
-	if hidden := value("RD_DIS")&1 != 0; !whole && (hidden || value(c.Model().EFuse.FlashCryptCount) != 0) {
+	if hidden := value("RD_DIS") != 0; !whole && (hidden || value(c.Model().EFuse.FlashCryptCount) != 0) {
 		return errors.New("the key was hidden, or the encryption switched on, before the whole key was in the block")
 	}
-	// No bit outside the profile was ever burned.
-	for blk := range now {
-		for i, w := range now[blk] {
-			planned := uint32(0)
-			if blk == 0 {
-				planned = fusesAfter[name][profile][i]
-			}
-			if blk != keyBlockIndex[name] && w&^before[blk][i]&^planned != 0 {
-				return fmt.Errorf("block %d word %d became %08x: bits outside the plan", blk, i, w)
-			}
-		}
+	if err := want.outside(now, before); err != nil {
+		return err
 	}
 	if v := b.verdicts(c.MAC()); r.Unit != "" && r.Cause != provision.CauseJournal && (len(v) == 0 || v[len(v)-1] != r.Verdict) {
 		return fmt.Errorf("the journal's verdicts are %v, the result says %s", v, r.Verdict)
@@ -569,7 +516,7 @@ func (b *bench) invariants(c *espsim.Chip, job *provision.Job, before [][]uint32
 		}
 		return nil
 	}
-	if err := compareFuses(c, before, profile, key); err != nil {
+	if err := compareFuses(c, before, job.Recipe, key); err != nil {
 		return fmt.Errorf("PASS on wrong fuses: %w", err)
 	}
 	if alive[0].Current() != keystore.InSilicon {

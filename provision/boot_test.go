@@ -59,7 +59,7 @@ func realJob(t *testing.T, name, profile string) *provision.Job {
 
 // TestRealImages: units with images of ESP-IDF's own build boot.
 func TestRealImages(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		for _, profile := range []string{"hybrid", "release"} {
 			inBubble(t, name+"/"+profile, func(t *testing.T) {
 				b := newMemoryBench(t)
@@ -106,7 +106,7 @@ func reencrypt(t testing.TB, c *espsim.Chip, r layout.Region, ci flashcrypt.Ciph
 func damages() []damage {
 	list := []damage{
 		{"a bit more in the key block", func(t *testing.T, _ *bench, c *espsim.Chip, _ *provision.Job) {
-			at := keyBlockIndex[c.Model().Name]
+			at := keyIndex(c.Model().Name)
 			w := c.Fuses()[at][5]
 			if err := c.SetFuse(at, 5, ^w&-^w); err != nil { // the lowest bit that is not set
 				t.Fatal(err)
@@ -170,7 +170,7 @@ func checkedLen(t testing.TB, r layout.Region) uint32 {
 // TestDoesNotBoot: a unit that would not boot in the field fails while its loader
 // is still open, so that it can be mended.
 func TestDoesNotBoot(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		for _, real := range []bool{false, true} {
 			for _, d := range damages() {
 				kind := "sample"
@@ -196,7 +196,7 @@ func TestDoesNotBoot(t *testing.T) {
 						t.Errorf("%s ended after %d ms", last.Name, last.MS)
 					}
 					// The last fuse and the write protection before it are not burned.
-					want := fusesAfter[name]["hybrid"]
+					want := f5[name]["hybrid"]
 					if got := c.Fuses()[0]; got[4]&^want[4]&0x21 != 0 && name == "esp32c3" || got[0]>>27&1 != 0 && name == "esp32" {
 						t.Errorf("BLOCK0 is %08x", got)
 					}
@@ -335,7 +335,7 @@ func (s *swap) Reopen(ctx context.Context) error                 { return s.now(
 // TestOtherBoard: after every reset of a run another board lies in the fixture.
 // Nothing is ever written to it or burned into it, and the run does not pass.
 func TestOtherBoard(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		for otherName, otherChip := range map[string]string{"same chip": name, "other chip": map[string]string{"esp32": "esp32c3", "esp32c3": "esp32"}[name]} {
 			inBubble(t, name+"/"+otherName, func(t *testing.T) {
 				job := sampleJob(t, name, "release")
@@ -391,7 +391,7 @@ func TestBootloaderBurns(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, blk := range tab.Blocks() {
-			if blk.Index == keyBlockIndex[name] {
+			if blk.Index == keyIndex(name) {
 				continue // hidden: the boot itself notices (TestDoesNotBoot)
 			}
 			b := newMemoryBench(t)

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/provision"
@@ -67,7 +66,7 @@ func TestClosingEvidence(t *testing.T) {
 			t.Error("the loader is open")
 		}
 	})
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		for _, profile := range []string{"development", "hybrid"} {
 			inBubble(t, name+"/"+profile, func(t *testing.T) {
 				b := newMemoryBench(t)
@@ -163,7 +162,7 @@ func TestStuckLastFuse(t *testing.T) {
 func TestStuckFuse(t *testing.T) {
 	bothChips(t, func(t *testing.T, name string) {
 		tried := 0
-		for w, bits := range fusesAfter[name]["release"] {
+		for w, bits := range f5[name]["release"] {
 			for bit := range 32 {
 				if bits>>bit&1 == 0 || slices.ContainsFunc(closings, func(c struct {
 					chip, profile, fuse, evidence string

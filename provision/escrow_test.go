@@ -10,7 +10,6 @@ import (
 
 	"filippo.io/age"
 
-	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/escrow"
@@ -196,7 +195,7 @@ func TestPartialIsNoQuarantine(t *testing.T) {
 // finished from journal and chip, and the keystore is told later; what is not burned
 // waits.
 func TestRestartInOutage(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		for _, step := range []string{"verify-flash", "custody", "burn-key", "protect-key", "burn-lockdown", "enable-encryption", "write-protect"} {
 			inBubble(t, name+"/"+step, func(t *testing.T) {
 				b, away := newOutageBench(t)
@@ -252,7 +251,7 @@ func TestRestartInOutageWithAnotherKey(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		b.at["burn-key"] = cancel // its end is waited for
 		wantVerdict(t, b.run(ctx, c, job), provision.Aborted, provision.CauseCancelled, "")
-		if err := c.SetFuse(keyBlockIndex[name], 2, 0xFFFFFFFF); err != nil {
+		if err := c.SetFuse(keyIndex(name), 2, 0xFFFFFFFF); err != nil {
 			t.Fatal(err)
 		}
 		*away = true

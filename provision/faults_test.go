@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision"
@@ -201,7 +200,7 @@ func TestNoiseWhileFlashing(t *testing.T) {
 // TestNoiseNeverDecides: noise all the time, or while burning, of several strengths.
 // However it ends, no PASS stands on a wrong fuse.
 func TestNoiseNeverDecides(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		for _, f := range []espsim.Faults{
 			{Noise: 1e-4},
 			{Noise: 1e-4, Window: espsim.WindowBurn},

@@ -97,7 +97,7 @@ func (u *unit) writeFlash(ctx context.Context) error {
 	}
 	u.fp = p.key.Fingerprint()
 	u.res.KeyFingerprint = u.fp.String()
-	if err := u.nameSlots(u.slots); err != nil {
+	if err := u.nameSlots(u.slots, func(keySlot) bool { return true }); err != nil {
 		return err
 	}
 	if err := u.reserve(ctx); err != nil {

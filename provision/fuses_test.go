@@ -1,6 +1,7 @@
 package provision_test
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/keystore"
@@ -19,7 +21,7 @@ import (
 // keystore and journal, and holds the simulator's own array against esp-facts F.5
 // and B.9. It has everything that the chip hides and everything after the last fuse.
 func TestFuses(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range allChips() {
 		for _, profile := range profiles {
 			inBubble(t, name+"/"+profile, func(t *testing.T) {
 				b := newBench(t)
@@ -29,7 +31,7 @@ func TestFuses(t *testing.T) {
 				wantPass(t, r)
 				t.Logf("%d ms of virtual time: %v", r.ElapsedMS, r.Steps)
 				key := b.storedKey(unitMAC)
-				if len(key) != 32 {
+				if want := map[string]int{"esp32c2": 16}[name]; len(key) != cmp.Or(want, 32) {
 					t.Fatalf("the store has a key of %d bytes", len(key))
 				}
 				wantFuses(t, c, before, profile, key)
@@ -49,9 +51,10 @@ func TestFuses(t *testing.T) {
 				}
 				// What the report says last is what the array holds, but for the fuse
 				// after which nothing can be read and the key that is hidden by then.
-				last := map[string]map[string]uint32{
-					"esp32c3": {"release": 1 << 5, "closed": 1 << 0},
-				}[name][profile]
+				var last fuseBits
+				if name != "esp32" {
+					last = map[string]fuseBits{"release": {"ENABLE_SECURITY_DOWNLOAD": 0}, "closed": {"DIS_DOWNLOAD_MODE": 0}}[profile]
+				}
 				wantWords(t, r.EFuseAfter, c, name, last)
 			})
 		}
@@ -67,16 +70,20 @@ func (b *bench) entries() []journal.Entry {
 	return out
 }
 
-// wantWords compares a report's words with the array. missing are the bits of
-// word 4 of BLOCK0 that could not be read any more.
-func wantWords(t testing.TB, got []efuse.BlockWords, c *espsim.Chip, name string, missing uint32) {
+// wantWords compares a report's words with the array. missing are the fields of BLOCK0
+// that could not be read any more.
+func wantWords(t testing.TB, got []efuse.BlockWords, c *espsim.Chip, name string, missing fuseBits) {
 	t.Helper()
+	tab, err := table.ForRevision(name, c.Revision())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i, data := range c.Fuses() {
-		if i == keyBlockIndex[name] {
+		if i == keyIndex(name) {
 			data = make([]uint32, len(data)) // hidden
 		}
-		if i == 0 && missing != 0 {
-			data[4] &^= missing
+		if i == 0 {
+			missing.on(data, tab)
 		}
 		data = data[:len(got[i].Words)]
 		for w := range data {

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision"
@@ -47,7 +46,7 @@ func halfBurnSeeds() int { return 24 / stride(6) }
 // burn and comes back while the run is still there and has the key. The block is
 // readable, so an identical burn completes it, three burns in all at most.
 func TestHalfBurnedKeyIsCompleted(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		key := commandOf(t, burnCommands(t, name), "burn-key", 1)
 		for seed := range halfBurnSeeds() {
 			inBubble(t, fmt.Sprintf("%s/%d", name, seed), func(t *testing.T) {
@@ -74,7 +73,7 @@ func TestHalfBurnedKeyIsCompleted(t *testing.T) {
 // TestHalfBurnedKeyIsSetAside: the same, and the run that had the key is gone. The
 // station cannot read the key back, so nothing can complete the block.
 func TestHalfBurnedKeyIsSetAside(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		key := commandOf(t, burnCommands(t, name), "burn-key", 1)
 		for seed := range halfBurnSeeds() {
 			inBubble(t, fmt.Sprintf("%s/%d", name, seed), func(t *testing.T) {
@@ -103,7 +102,7 @@ func TestHalfBurnedKeyIsSetAside(t *testing.T) {
 // More bits may always be added to BLOCK0, so the next start burns what is missing,
 // and on the newer chips those bits again whose copies disagree.
 func TestHalfBurnedFusesAreBurnedAgain(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		var damaged atomic.Int32
 		for i, o := range burnCommands(t, name) {
 			if i == 0 || o.step == "close" { // the key, and what nobody can read afterwards
@@ -145,7 +144,7 @@ func TestHalfBurnedFusesAreBurnedAgain(t *testing.T) {
 // when all stages before are complete. The next start goes on with this one, and
 // burns nothing twice.
 func TestPowerLostBetweenStages(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		commands := burnCommands(t, name)
 		for i, o := range commands[1:] {
 			inBubble(t, fmt.Sprintf("%s/%s/%d", name, o.step, i), func(t *testing.T) {
@@ -174,7 +173,7 @@ func TestPowerLostBetweenStages(t *testing.T) {
 // call the outcome unknown; the next run reads, and burns nothing of that stage
 // again.
 func TestUnknownOutcome(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		commands := burnCommands(t, name)
 		for i, o := range commands {
 			if o.step == "close" { // after it nobody can read: see TestKilledWhileClosing

@@ -2,6 +2,7 @@ package provision
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -208,12 +209,16 @@ func (u *unit) takeKeys() error {
 		return err
 	}
 	u.slots, u.digests = k.secrets, k.digests
-	return u.nameSlots(u.digests)
+	isDigest := func(s keySlot) bool { return s.origin.kind == originDigest }
+	return errors.Join(u.nameSlots(u.slots, isDigest), u.nameSlots(u.digests, isDigest))
 }
 
-// nameSlots puts the fingerprints of what goes there into slots.
-func (u *unit) nameSlots(slots []keySlot) error {
+// nameSlots puts the fingerprints of what goes there into some slots.
+func (u *unit) nameSlots(slots []keySlot, which func(keySlot) bool) error {
 	for i, s := range slots {
+		if !which(s) {
+			continue
+		}
 		b, err := u.bytesOf(s)
 		if err != nil {
 			return err
@@ -252,8 +257,11 @@ func (u *unit) takeSlots(burned []keySlot) error {
 		return fmt.Errorf("the journal names %d key blocks, and this job burns %d", len(burned), len(u.slots))
 	}
 	for i, b := range burned {
-		if b.Block != u.slots[i].Block {
-			return fmt.Errorf("the journal names key block %s, and this job burns %s", b.Block, u.slots[i].Block)
+		switch own := u.slots[i]; {
+		case b.Block != own.Block:
+			return fmt.Errorf("the journal names key block %s, and this job burns %s", b.Block, own.Block)
+		case own.origin.kind == originDigest && own.Fingerprint != b.Fingerprint:
+			return fmt.Errorf("the unit trusts another key than the recipe's (%s)", b.Block)
 		}
 		u.slots[i].Fingerprint = b.Fingerprint
 	}

@@ -101,7 +101,7 @@ func TestKeyBlockBeforeKeystore(t *testing.T) {
 			}
 			if spoil == "read-protected" {
 				setField(t, c, fieldNamed(t, c, "RD_DIS"), 1)
-			} else if err := c.SetFuse(keyBlockIndex[name], 3, 1<<17); err != nil {
+			} else if err := c.SetFuse(keyIndex(name), 3, 1<<17); err != nil {
 				t.Fatal(err)
 			}
 			b.wantRefused(c, job, "")

@@ -11,7 +11,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/provision"
@@ -87,7 +86,7 @@ func TestBadLine(t *testing.T) {
 	var mu sync.Mutex
 	units, outcomes := 0, map[string]map[string]int{"outside the burns": {}, "during the burns": {}}
 	t.Run("units", func(t *testing.T) {
-		for _, name := range chip.Names() {
+		for _, name := range twoChips {
 			for _, where := range []string{"outside the burns", "during the burns"} {
 				t.Run(name+"/"+strings.ReplaceAll(where, " ", "-"), func(t *testing.T) {
 					t.Parallel()

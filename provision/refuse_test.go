@@ -193,7 +193,7 @@ func TestRefusesSecurityFuses(t *testing.T) {
 func TestRefusesKeyBlock(t *testing.T) {
 	for name, make := range map[string]func(t *testing.T, c *espsim.Chip){
 		"in use": func(t *testing.T, c *espsim.Chip) {
-			if err := c.SetFuse(keyBlockIndex[c.Model().Name], 3, 1<<17); err != nil {
+			if err := c.SetFuse(keyIndex(c.Model().Name), 3, 1<<17); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -202,7 +202,7 @@ func TestRefusesKeyBlock(t *testing.T) {
 		},
 		"write-protected": func(t *testing.T, c *espsim.Chip) {
 			tab, _ := table.For(c.Model().Name)
-			setField(t, c, fieldNamed(t, c, "WR_DIS"), 1<<tab.Blocks()[keyBlockIndex[c.Model().Name]].WRDis)
+			setField(t, c, fieldNamed(t, c, "WR_DIS"), 1<<tab.Blocks()[keyIndex(c.Model().Name)].WRDis)
 		},
 		"purpose set": func(t *testing.T, c *espsim.Chip) {
 			setField(t, c, fieldNamed(t, c, "KEY_PURPOSE_0"), 9)
@@ -222,7 +222,7 @@ func TestRefusesKeyBlock(t *testing.T) {
 			}
 		},
 	} {
-		for _, chipName := range chip.Names() {
+		for _, chipName := range twoChips {
 			if strings.HasPrefix(name, "purpose") && model(t, chipName).EFuse.Kind != chip.EFuseRS {
 				continue // no purposes
 			}
@@ -244,7 +244,7 @@ func TestRefusesFlash(t *testing.T) {
 }
 
 func TestRefusesKnownUnit(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		inBubble(t, name+"/finished", func(t *testing.T) {
 			b := newMemoryBench(t)
 			c := b.board(espsim.Options{Model: model(t, name)})
@@ -396,7 +396,7 @@ func TestRefusesImages(t *testing.T) {
 		}
 		return provision.NewJob(r)
 	}
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		for what, change := range map[string]func(map[string][]byte){
 			"checksum": func(f map[string][]byte) { f["app.bin"][0x100] ^= 1 },
 			"chip":     func(f map[string][]byte) { f["bootloader.bin"][12] ^= 9 },
@@ -448,7 +448,7 @@ func TestRefusesTestUnits(t *testing.T) {
 // it takes none.
 func TestOtherJob(t *testing.T) {
 	for _, step := range []string{"flash", "verify-flash", "custody", "burn-key", "protect-key", "enable-encryption"} {
-		for _, name := range chip.Names() {
+		for _, name := range twoChips {
 			inBubble(t, name+"/"+step, func(t *testing.T) {
 				b, s := newReservingBench(t)
 				c := b.board(espsim.Options{Model: model(t, name)})

@@ -120,7 +120,7 @@ func TestResultMembers(t *testing.T) {
 // TestProgress: events come in order, inside their bounds, and name the unit once
 // it is known.
 func TestProgress(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		for _, profile := range profiles {
 			inBubble(t, name+"/"+profile, func(t *testing.T) {
 				b := newMemoryBench(t)
@@ -183,8 +183,8 @@ func TestManyUnits(t *testing.T) {
 		for range units {
 			o := <-done
 			wantPass(t, o.r)
-			keys[fmt.Sprint(o.c.Fuses()[keyBlockIndex[name]])] = true
-			if key := b.storedKey(o.c.MAC()); !slices.Equal(o.c.Fuses()[keyBlockIndex[name]], words(reversed(key))) {
+			keys[fmt.Sprint(o.c.Fuses()[keyIndex(name)])] = true
+			if key := b.storedKey(o.c.MAC()); !slices.Equal(o.c.Fuses()[keyIndex(name)], words(reversed(key))) {
 				t.Error("the unit has another unit's key")
 			}
 		}

@@ -222,7 +222,7 @@ func TestReworkRefuses(t *testing.T) {
 			job := sampleJob(t, name, "hybrid")
 			wantPass(t, b.run(t.Context(), b.board(espsim.Options{Model: model(t, name)}), job))
 			c := b.board(espsim.Options{Model: model(t, name)})
-			if err := c.SetFuse(keyBlockIndex[name], 0, 0x1234); err != nil {
+			if err := c.SetFuse(keyIndex(name), 0, 0x1234); err != nil {
 				t.Fatal(err)
 			}
 			return c, job, badFlash

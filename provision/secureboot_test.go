@@ -8,12 +8,10 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 
-	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/secureboot"
 	"github.com/provisiond/provisiond/internal/espsim"
@@ -97,82 +95,11 @@ func loadSigned(t testing.TB, p sample.Product, scheme chip.SignatureScheme, sig
 	return recipe.Load(path)
 }
 
-// fuseBits are fields of an eFuse table with the values that a test expects.
-type fuseBits map[string]uint32
-
-// words are the words of BLOCK0 with these fields.
-func (f fuseBits) words(t testing.TB, tab *table.Table) []uint32 {
-	t.Helper()
-	out := make([]uint32, tab.Blocks()[0].Words)
-	for name, v := range f {
-		fd, ok := tab.Field(name)
-		if !ok || fd.Block != 0 {
-			t.Fatalf("%s has no %s in BLOCK0", tab.Chip(), name)
-		}
-		for i, bit := range fd.Bits() {
-			out[bit/32] |= v >> i & 1 << (bit % 32)
-		}
-	}
-	return out
-}
-
-// secureBootBits are the fuses of Secure Boot by the names of esp-facts E.4: what the
-// engine may burn beside F.5, and no more.
-func secureBootBits(t testing.TB, tab *table.Table, m chip.Model, profile string, scheme chip.SignatureScheme, keys int) fuseBits {
-	t.Helper()
-	bits := fuseBits{"WR_DIS.RD_DIS": 1}
-	has := func(name string) bool { _, ok := tab.Field(name); return ok }
-	switch {
-	case has("ABS_DONE_1"):
-		bits["ABS_DONE_1"], bits["WR_DIS.BLOCK2"] = 1, 1
-	case has("KEY_PURPOSE_0"):
-		bits["SECURE_BOOT_EN"] = 1
-		for i := range keys {
-			n := i + 1 // the block after the flash key's
-			bits[fmt.Sprintf("KEY_PURPOSE_%d", n)] = uint32(9 + i)
-			bits[fmt.Sprintf("WR_DIS.KEY%d", n)] = 1
-			bits[fmt.Sprintf("WR_DIS.KEY_PURPOSE_%d", n)] = 1
-		}
-		for i := keys; i < 3; i++ {
-			bits[fmt.Sprintf("SECURE_BOOT_KEY_REVOKE%d", i)] = 1
-		}
-	default: // the digest shares the flash key's block
-		bits["SECURE_BOOT_EN"] = 1
-	}
-	if scheme == chip.SignECDSA384 {
-		bits["SECURE_BOOT_SHA384_EN"] = 1
-	}
-	if profile != "development" {
-		for _, name := range []string{"SECURE_BOOT_SHA384_EN", "ECDSA_CURVE_MODE"} {
-			if f, ok := tab.Field(name); ok && f.WRDis != table.None {
-				bits["WR_DIS."+name] = 1
-			}
-		}
-	}
-	_ = m
-	return bits
-}
-
-// digestBlocks are the blocks where the digests stand, and from which word on.
-func digestBlocks(tab *table.Table, keys int) (blocks []int, from int) {
-	if b, ok := tab.Block("BLOCK2"); ok && b.Key {
-		return []int{b.Index}, 0
-	}
-	b, _ := tab.Block("KEY0")
-	if len(b.RDDisAll) == 2 {
-		return []int{b.Index}, 4
-	}
-	for i := range keys {
-		blocks = append(blocks, b.Index+1+i)
-	}
-	return blocks, 0
-}
-
 // TestSecureBoot: a unit with Secure Boot of every scheme that its chip has ends with
 // exactly the fuses of F.5 and E.4, boots, and its bootloader, which would burn all
 // that is missing, finds nothing left to burn.
 func TestSecureBoot(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range allChips() {
 		m := model(t, name)
 		for _, s := range m.SecureBoot.Schemes {
 			keys := m.SecureBoot.DigestSlots
@@ -189,29 +116,25 @@ func TestSecureBoot(t *testing.T) {
 					job := signedJob(t, product(m, profile), s.Scheme, trust[:1], trust)
 					r := b.run(t.Context(), c, job)
 					wantPass(t, r)
-					b.wantSecureBoot(c, before, job, profile, s.Scheme, trust)
+					b.wantSecureBoot(c, before, job, s.Scheme, trust)
 					if !boots(c) {
 						t.Errorf("it does not boot: %s", c.BootText())
 					}
-					b.wantSecureBoot(c, before, job, profile, s.Scheme, trust)
+					b.wantSecureBoot(c, before, job, s.Scheme, trust)
 				})
 			}
 		}
 	}
 }
 
-// product is a sample product of a chip that its profile can be made of.
+// product is a sample product of a chip.
 func product(m chip.Model, profile string) sample.Product {
-	p := sample.Product{Chip: m, Profile: profile}
-	if profile == "release" && m.Lockdown.ReleaseTrap != "" {
-		p.More = "accept_sdm_errata: true\n"
-	}
-	return p
+	return sample.Product{Chip: m, Profile: profile, More: profileLines(m, profile)}
 }
 
 // revisionFor is silicon that verifies a scheme and can be closed.
 func revisionFor(m chip.Model, scheme chip.SignatureScheme) chip.Revision {
-	rev := max(m.Lockdown.ClosedMinimum, m.SecureBoot.MinimumRevision, 4)
+	rev := max(usualRevision(m), m.SecureBoot.MinimumRevision)
 	for _, s := range m.SecureBoot.Schemes {
 		if s.Scheme == scheme {
 			rev = max(rev, s.MinimumRevision)
@@ -220,28 +143,9 @@ func revisionFor(m chip.Model, scheme chip.SignatureScheme) chip.Revision {
 	return rev
 }
 
-func (b *bench) wantSecureBoot(c *espsim.Chip, before [][]uint32, job *provision.Job, profile string, scheme chip.SignatureScheme, trust []int) {
+func (b *bench) wantSecureBoot(c *espsim.Chip, before [][]uint32, job *provision.Job, scheme chip.SignatureScheme, trust []int) {
 	b.t.Helper()
-	name := c.Model().Name
-	tab, err := table.ForRevision(name, c.Revision())
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	want := slices.Clone(before[0])
-	for i, w := range secureBootBits(b.t, tab, c.Model(), profile, scheme, len(trust)).words(b.t, tab) {
-		want[i] |= w | fusesAfter[name][profile][i]
-	}
-	now := c.Fuses()
-	if !slices.Equal(now[0], want) {
-		b.t.Errorf("BLOCK0 is %08x, want %08x", now[0], want)
-	}
-	blocks, from := digestBlocks(tab, len(trust))
-	for i, at := range blocks {
-		d := digestOf(b.t, signerOf(b.t, scheme, trust[i]))
-		if got, want := now[at][from:8], words(d.Burned(c.Model().SecureBoot)); !slices.Equal(got, want) {
-			b.t.Errorf("block %d holds digest %08x, want %08x", at, got, want)
-		}
-	}
+	wantJobFuses(b.t, c, before, job, b.storedKey(unitMAC))
 	meta := b.metas(unitMAC)[0]
 	if meta.SecureBootScheme != string(scheme) || len(meta.SecureBootDigests) != len(trust) {
 		b.t.Errorf("the record says %s and %d digests", meta.SecureBootScheme, len(meta.SecureBootDigests))
@@ -251,12 +155,11 @@ func (b *bench) wantSecureBoot(c *espsim.Chip, before [][]uint32, job *provision
 			b.t.Errorf("the record's digest %d is another", i)
 		}
 	}
-	_ = job
 }
 
 // What a unit's ROM or bootloader would refuse is refused before there is a unit.
 func TestSecureBootImagesRefused(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range allChips() {
 		m := model(t, name)
 		scheme := m.SecureBoot.Schemes[0].Scheme
 		for what, c := range map[string]struct {
@@ -280,7 +183,7 @@ func TestSecureBootImagesRefused(t *testing.T) {
 
 // A unit that trusts one key is not reworked with images for another one.
 func TestReworkOtherSigner(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range allChips() {
 		m := model(t, name)
 		scheme := m.SecureBoot.Schemes[0].Scheme
 		signerOf(t, scheme, 1)

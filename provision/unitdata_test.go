@@ -76,7 +76,7 @@ func unitToken(t testing.TB, raw []byte, mac chip.MAC) (keystore.OTAToken, strin
 // A unit's own data are in its flash, encrypted, with the token that its record
 // knows by its hash; a rework by somebody else writes the same bytes.
 func TestUnitData(t *testing.T) {
-	bothChips(t, func(t *testing.T, name string) {
+	everyChip(t, func(t *testing.T, name string) {
 		b := newMemoryBench(t)
 		c := b.board(espsim.Options{Model: model(t, name)})
 		job := unitJob(t, name, "hybrid", strings.ReplaceAll(unitTemplate, "{{json .Serial}}", `{{if .Serial}}{{json .Serial}}{{else}}null{{end}}`))
@@ -156,7 +156,7 @@ func (b *bench) wantECIES(c *espsim.Chip, meta keystore.Meta) {
 		b.t.Errorf("the record has public key %x, want %x: %v", meta.ECIESPublicKey, public, err)
 	}
 	now := c.Fuses()
-	if at := keyBlockIndex[name] + 1; !slices.Equal(now[at], words(raw)) {
+	if at := keyIndex(name) + 1; !slices.Equal(now[at], words(raw)) {
 		b.t.Errorf("block %d does not hold the HMAC key", at)
 	}
 	for field, value := range map[string]uint64{"KEY_PURPOSE_1": 8, "RD_DIS.KEY1": 1, "WR_DIS.KEY1": 1, "WR_DIS.KEY_PURPOSE_1": 1, "KEY_PURPOSE_0": 4, "RD_DIS.KEY0": 1} {

@@ -653,47 +653,27 @@ func (w *world) field(name string) (v uint64) {
 	return v
 }
 
-func (w *world) keyBlock() []uint32 { return w.c.Fuses()[keyBlockIndex[w.c.Model().Name]] }
-
 // checkChip: no bit outside the plan was burned; key bits in silicon are of the key
 // that custody holds; only a whole key is hidden; and with encryption on, the flash
 // boots.
 func (w *world) checkChip(key []byte, meta *keystore.Meta) error {
-	name, profile := w.c.Model().Name, string(w.job.Recipe.Profile)
 	now := w.c.Fuses()
-	for blk := range now {
-		for i, v := range now[blk] {
-			planned := uint32(0)
-			if blk == 0 {
-				planned = fusesAfter[name][profile][i]
-			}
-			if blk != keyBlockIndex[name] && v&^w.before[blk][i]&^planned != 0 {
-				return fmt.Errorf("block %d word %d is %08x: bits outside the plan", blk, i, v)
-			}
-		}
-	}
-	held, foreign, missing := uint32(0), uint32(0), uint32(0)
-	want := words(reversed(key))
-	for i, v := range w.keyBlock() {
-		k := uint32(0)
-		if want != nil {
-			k = want[i]
-		}
-		held, foreign, missing = held|v, foreign|v&^k, missing|k&^v
-	}
+	p := plan(w.c, w.job.Recipe, key)
+	held, whole := p.keys(now)
 	switch {
-	case held != 0 && (meta == nil || key == nil):
+	case held && (meta == nil || key == nil):
 		return errors.New("key bits are in silicon and custody holds no key")
-	case foreign != 0:
-		return errors.New("the key block has bits of another key than the one in custody")
-	case held != 0 && !meta.MayBeInSilicon():
+	case held && !meta.MayBeInSilicon():
 		return fmt.Errorf("key bits are in silicon and the keystore says %q", meta.Current())
 	}
-	if meta != nil && slices.ContainsFunc(meta.States, func(s keystore.State) bool { return s.Kind == keystore.InSilicon }) && missing != 0 {
+	if err := p.outside(now, w.before); err != nil {
+		return err
+	}
+	if meta != nil && slices.ContainsFunc(meta.States, func(s keystore.State) bool { return s.Kind == keystore.InSilicon }) && !whole {
 		return errors.New("the keystore says that the key is in silicon, and it is not whole there")
 	}
 	count := w.field(w.c.Model().EFuse.FlashCryptCount)
-	if whole := held != 0 && missing == 0; !whole && (w.field("RD_DIS") != 0 || count != 0) {
+	if !whole && (w.field("RD_DIS") != 0 || count != 0) {
 		return errors.New("the key was hidden, or encryption switched on, before the whole key was there")
 	}
 	odd := false
@@ -726,13 +706,13 @@ func (w *world) checkPass(key []byte, meta *keystore.Meta) error {
 	if key == nil {
 		return errors.New("custody holds no key")
 	}
-	if err := compareFuses(w.c, w.before, string(w.job.Recipe.Profile), key); err != nil {
+	if err := compareFuses(w.c, w.before, w.job.Recipe, key); err != nil {
 		return err
 	}
 	if err := w.settle(meta); err != nil {
 		return err
 	}
-	cipher, err := flashcrypt.New(w.c.Model().Scheme, key, 0xF)
+	cipher, err := flashcrypt.New(w.job.Recipe.Scheme(), key, 0xF)
 	if err != nil {
 		return err
 	}
@@ -902,19 +882,11 @@ func (w *world) mayQuarantine() bool {
 	if r := w.results[len(w.results)-1]; r != nil && strings.Contains(r.Reason, "gives no sign of it") {
 		return true
 	}
-	key := w.storedWords()
-	block := w.keyBlock()
-	partly := false
-	for i, v := range block {
-		partly = partly || v != 0 && (key == nil || v != key[i])
-	}
-	return partly || w.closed() || w.c.Damaged(keyBlockIndex[w.c.Model().Name])
-}
-
-func (w *world) storedWords() []uint32 {
 	key, _, err := w.checkKeystore()
-	if err != nil || key == nil {
-		return nil
+	if err != nil {
+		key = nil
 	}
-	return words(reversed(key))
+	p := plan(w.c, w.job.Recipe, key)
+	damaged := slices.ContainsFunc(p.secret, w.c.Damaged)
+	return p.partly(w.c.Fuses()) || w.closed() || damaged
 }

@@ -18,6 +18,7 @@ func esp32p4() Model {
 	wdt := lpWatchdogs(0x50116000, 0x18)
 	sb := newerSecureBoot(SchemeSupport{Scheme: SignRSA3072}, SchemeSupport{Scheme: SignECDSA256}, SchemeSupport{Scheme: SignECDSA384, MinimumRevision: 300})
 	sb.SHA384Field, sb.WeakECDSA = "SECURE_BOOT_SHA384_EN", true
+	sb.Broken, sb.BrokenBy = []Revision{300}, "ROM-764"
 	lock := newerLockdown(nil,
 		"DIS_DOWNLOAD_MANUAL_ENCRYPT", "SPI_DOWNLOAD_MSPI_DIS", "DIS_PAD_JTAG", "DIS_USB_JTAG", "DIS_DIRECT_BOOT", "XTS_DPA_PSEUDO_LEVEL")
 	lock.ReleaseTrap = "errata ROM-764 (v3.0), ROM-770 (v3.1) and ROM-816 (v3.2)"

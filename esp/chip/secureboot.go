@@ -61,11 +61,14 @@ type SecureBoot struct {
 	// WeakECDSA: the vendor says that its verification of ECDSA signatures accepts
 	// crafted ones (SECURE_BOOT_V2_ECDSA_INSECURE in ESP-IDF).
 	WeakECDSA bool
+	// Broken is silicon whose ROM refuses every signature, by the erratum BrokenBy.
+	Broken   []Revision
+	BrokenBy string
 }
 
 // Supports reports whether silicon of this revision verifies a scheme.
 func (s SecureBoot) Supports(scheme SignatureScheme, rev Revision) bool {
-	return rev >= s.MinimumRevision && slices.ContainsFunc(s.Schemes, func(c SchemeSupport) bool {
+	return rev >= s.MinimumRevision && !slices.Contains(s.Broken, rev) && slices.ContainsFunc(s.Schemes, func(c SchemeSupport) bool {
 		return c.Scheme == scheme && rev >= c.MinimumRevision
 	})
 }

@@ -30,6 +30,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/image"
@@ -108,8 +109,14 @@ type Layout struct {
 func (l *Layout) CheckRevision(rev chip.Revision) error {
 	var list Refusals
 	oldest, newest := l.recipe.RevisionLimits()
+	sb := l.model.SecureBoot
 	switch {
-	case rev < oldest && rev >= l.recipe.MinChipRevision && l.recipe.SecureBoot != nil && !l.model.SecureBoot.Supports(l.recipe.SecureBoot.Scheme, rev):
+	case l.recipe.SecureBoot != nil && slices.Contains(sb.Broken, rev):
+		list = append(list, &Refusal{
+			Reason:   fmt.Sprintf("the chip is %s, whose ROM takes no signature: erratum %s of %s", rev, sb.BrokenBy, l.model.Title),
+			NextStep: "put the board aside, or use a recipe without secure_boot",
+		})
+	case rev < oldest && rev >= l.recipe.MinChipRevision && l.recipe.SecureBoot != nil && !sb.Supports(l.recipe.SecureBoot.Scheme, rev):
 		list = append(list, &Refusal{
 			Reason:   fmt.Sprintf("the chip is %s, and %s has no Secure Boot V2 with %s before %s", rev, l.model.Title, l.recipe.SecureBoot.Scheme, oldest),
 			NextStep: fmt.Sprintf("use %s %s or newer", l.model.Title, oldest),
