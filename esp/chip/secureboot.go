@@ -68,7 +68,7 @@ type SecureBoot struct {
 
 // Supports reports whether silicon of this revision verifies a scheme.
 func (s SecureBoot) Supports(scheme SignatureScheme, rev Revision) bool {
-	return rev >= s.MinimumRevision && !slices.Contains(s.Broken, rev) && slices.ContainsFunc(s.Schemes, func(c SchemeSupport) bool {
+	return rev >= s.MinimumRevision && slices.ContainsFunc(s.Schemes, func(c SchemeSupport) bool {
 		return c.Scheme == scheme && rev >= c.MinimumRevision
 	})
 }
