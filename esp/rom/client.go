@@ -330,7 +330,7 @@ func (c *Client) transact(ctx context.Context, req request, text []byte) (reply,
 			c.note(len(it.Data), "a damaged frame")
 			damaged(err)
 		case r.op == req.op:
-			data, err := r.split(req.op, req.lengths)
+			data, err := r.split(req.op, c.statusSize(), req.lengths)
 			return r, data, err
 		case r.refusal():
 			// Under another opcode's number, and up to eight times when that
@@ -392,7 +392,7 @@ func (c *Client) sync(ctx context.Context, prefix []byte, wait time.Duration, ot
 			continue
 		}
 		r, err := parseReply(it.Data)
-		if it.Kind != slip.Frame || err != nil || r.op != OpSync || len(r.body) != statusSize || r.body[0] != 0 {
+		if it.Kind != slip.Frame || err != nil || r.op != OpSync || len(r.body) != c.statusSize() || r.body[0] != 0 {
 			// Perhaps an answer that noise has hit, perhaps boot text after
 			// a stray delimiter.
 			other(it)
@@ -404,7 +404,7 @@ func (c *Client) sync(ctx context.Context, prefix []byte, wait time.Duration, ot
 		until = time.Now().Add(c.slack(quietTime))
 	}
 	if n := len(res.good); n > 0 {
-		c.trace(Received, OpSync.String(), fmt.Sprintf("%d answers", n), headerSize+statusSize)
+		c.trace(Received, OpSync.String(), fmt.Sprintf("%d answers", n), headerSize+c.statusSize())
 	}
 	return res, nil
 }
@@ -474,7 +474,7 @@ func (c *Client) ExchangeTest(ctx context.Context, n int) error {
 }
 
 func (c *Client) exchangeRounds(ctx context.Context, n int, done *int) error {
-	const ignored = 4 + statusSize - 1 // a request's checksum field, a reply's leftovers
+	ignored := 4 + c.statusSize() - 1 // a request's checksum field, a reply's leftovers
 	var firstValue *uint32
 	for *done < n {
 		extra := 0
@@ -507,7 +507,7 @@ func (c *Client) exchangeRounds(ctx context.Context, n int, done *int) error {
 				return fmt.Errorf("%w: a register that reads differently", ErrNoise)
 			}
 			*done += len(slip.Encode(packet(OpReadReg, words(c.macRegister()), 0)))
-			*done += len(slip.Encode(reply{op: OpReadReg, value: a.Value, body: make([]byte, statusSize)}.encode()))
+			*done += len(slip.Encode(reply{op: OpReadReg, value: a.Value, body: make([]byte, c.statusSize())}.encode()))
 			*done -= ignored
 		}
 	}

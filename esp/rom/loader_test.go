@@ -32,6 +32,15 @@ type loader struct {
 
 	perSector time.Duration // what erasing takes
 
+	// A stub: what was loaded into RAM, and whether it runs.
+	ram              map[uint32]byte
+	ramAt, ramLeft   uint32
+	stub             bool
+	stubMute         bool // it does not greet
+	endReplyLost     bool // the ROM's answer to MEM_END does not come
+	secureBoot       bool
+	lastBlockPending bool // of a stub: answered and not written yet
+
 	crystal, assumed int // MHz: the board's crystal, and the one that the ROM takes for granted; 0: the same
 
 	rate float64 // damaged bytes per byte, both directions
@@ -166,7 +175,7 @@ func (l *loader) Write(ctx context.Context, p []byte) (int, error) {
 	for _, b := range l.line(p) {
 		switch {
 		case b != 0xC0 && l.in:
-			if l.raw = append(l.raw, b); len(l.raw) > 8192 {
+			if l.raw = append(l.raw, b); len(l.raw) > 8192 && !l.stub || len(l.raw) > 2*0x4100 {
 				l.raw, l.in = nil, false
 			}
 		case b != 0xC0:
@@ -240,6 +249,7 @@ func (l *loader) SetLines(_ context.Context, dtr, rts bool) error {
 
 // restart is what a reset does to the loader.
 func (l *loader) restart() {
+	l.stub, l.ram = false, nil
 	l.baud, l.in, l.raw, l.lastOp, l.begun, l.size, l.rx = 115200, false, nil, 8, false, 2<<20, nil
 	l.say([]byte(l.boot), 20*time.Millisecond)
 }
@@ -270,6 +280,9 @@ func (l *loader) say(p []byte, after time.Duration) {
 
 // answer sends a reply frame under the opcode, with the leftover value word.
 func (l *loader) answer(op byte, after time.Duration, data []byte, status ...byte) {
+	if l.stub {
+		status = status[:2]
+	}
 	body := append(slices.Clone(data), status...)
 	f := []byte{0x01, op, byte(len(body)), byte(len(body) >> 8)}
 	f = binary.LittleEndian.AppendUint32(f, l.value)
@@ -330,8 +343,18 @@ func (l *loader) frame(raw []byte) {
 	op, sum, d := f[1], f[4], f[8:]
 	w := func(i int) uint32 { return binary.LittleEndian.Uint32(d[4*i:]) }
 	want := map[byte]int{8: 36, 0x0A: 4, 0x0B: 24, 0x0D: 8, 0x0E: 8, 0x0F: 8, 0x13: 16, 0x02: 4 * l.model.ROM.FlashBeginWords, 0x04: 4}
+	if l.stub {
+		want[0x0D], want[0x02], want[0xD1] = 4, 20, 8
+		delete(want, 0x0E)
+		l.lastBlockPending = false
+	}
+	if !l.secure {
+		want[0x05], want[0x06] = 16, 8
+	}
 	n, fixed := want[op]
 	switch op {
+	case 0x07:
+		fixed, n = l.ram != nil && !l.secure, max(16, len(d))
 	case 0x03:
 		fixed, n = true, max(16, len(d))
 	case 0x09:
@@ -340,6 +363,10 @@ func (l *loader) frame(raw []byte) {
 		fixed = l.model.ROM.SecurityInfo
 	}
 	if !fixed || len(d) != n {
+		if l.stub {
+			l.answer(op, 0, nil, 0xFF, 0)
+			return
+		}
 		l.refuse()
 		return
 	}
@@ -354,7 +381,40 @@ func (l *loader) frame(raw []byte) {
 	switch op {
 	case 0x08:
 		l.value = 0x20120707
+		if l.stub {
+			l.value = 0
+		}
 		l.ok(op, soon)
+	case 0x05:
+		if l.ram == nil {
+			l.ram = map[uint32]byte{}
+		}
+		l.ramLeft, l.ramAt = w(0), w(3)
+		l.ok(op, soon)
+	case 0x07:
+		block, check := d[16:], byte(0xEF)
+		for _, b := range block {
+			check ^= b
+		}
+		switch {
+		case check != sum:
+			l.answer(op, 0, nil, 1, 7, 0, 0)
+		case int(w(0)) != len(block) || uint32(len(block)) > l.ramLeft || len(block) > l.model.ROM.MemBlock:
+			l.answer(op, 0, nil, 1, 5, 0, 0)
+		default:
+			for i, b := range block {
+				l.ram[l.ramAt+uint32(i)] = b
+			}
+			l.ramAt, l.ramLeft = l.ramAt+uint32(len(block)), l.ramLeft-uint32(len(block))
+			l.ok(op, soon)
+		}
+	case 0x06:
+		if !l.endReplyLost {
+			l.ok(op, soon)
+		}
+		if w(0) == 0 && !l.secureBoot {
+			l.jump(w(1))
+		}
 	case 0x0A:
 		l.value = l.regs[w(0)]
 		if l.crystal != 0 && w(0) == l.model.UART.ClkDiv {
@@ -372,6 +432,10 @@ func (l *loader) frame(raw []byte) {
 	case 0x0D:
 		l.ok(op, soon)
 	case 0x0E:
+		if hook := l.model.ROM.Stub.ReadHook; hook != 0 && l.ram != nil && l.regs[hook] != 0x40001234 {
+			l.jump(l.regs[hook])
+			return
+		}
 		if uint64(w(0))+64 > uint64(len(l.flash)) || w(1) > 64 {
 			l.answer(op, 0, nil, 1, 9, 0, 0)
 			return
@@ -388,11 +452,24 @@ func (l *loader) frame(raw []byte) {
 			l.answer(op, 0, nil, 1, 9, 0, 0)
 			return
 		}
-		l.ok(op, 50*soon, fmt.Appendf(nil, "%x", md5.Sum(l.flash[w(0):w(0)+w(1)]))...)
+		digest := md5.Sum(l.flash[w(0) : w(0)+w(1)])
+		if l.stub {
+			l.ok(op, 50*soon, digest[:]...)
+			return
+		}
+		l.ok(op, 50*soon, fmt.Appendf(nil, "%x", digest)...)
+	case 0xD1:
+		for i := w(0); i < w(0)+w(1); i++ {
+			l.flash[i] = 0xFF
+		}
+		l.ok(op, 100*soon)
 	case 0x14:
 		info := make([]byte, 20)
 		if l.secure {
 			info[0] = 4
+		}
+		if l.secureBoot {
+			info[0] |= 1
 		}
 		info[12], info[16] = byte(l.model.ID), 3
 		l.ok(op, soon, info[:l.model.ROM.SecurityInfoBytes]...)
@@ -401,6 +478,9 @@ func (l *loader) frame(raw []byte) {
 		if uint64(offset)+uint64(size) > uint64(l.size) {
 			l.answer(op, 0, nil, 1, 6, 0, 0)
 			return
+		}
+		if l.stub {
+			size = 0 // it erases what data come for
 		}
 		end := min((uint64(offset)+uint64(size)+0xFFF)&^0xFFF, uint64(len(l.flash)))
 		for i := uint64(offset) &^ 0xFFF; i < end; i++ {
@@ -415,14 +495,18 @@ func (l *loader) frame(raw []byte) {
 			check ^= b
 		}
 		switch {
-		case !l.begun || int(w(0)) != len(block) || len(block) != 0x400 || int(l.at)+len(block) > len(l.flash):
+		case !l.begun || int(w(0)) != len(block) || len(block) != l.blockSize() || int(l.at)+len(block) > len(l.flash):
 			l.answer(op, 0, nil, 1, 5, 0, 0)
 		case check != sum:
 			l.answer(op, 0, nil, 1, 7, 0, 0)
 		default:
 			for i, b := range block {
+				if l.stub {
+					l.flash[int(l.at)+i] = 0xFF
+				}
 				l.flash[int(l.at)+i] &= b
 			}
+			l.lastBlockPending = l.stub
 			l.at += uint32(len(block))
 			l.ok(op, 2*soon)
 		}
@@ -441,4 +525,26 @@ func (l *loader) write(addr, value, mask uint32) {
 			l.regs[spi.W0] = 0x001640C8
 		}
 	}
+}
+
+// jump runs what was loaded into RAM: a stub, if its first byte is the one of testStub.
+func (l *loader) jump(entry uint32) {
+	if l.ram[entry] != testStubByte {
+		return // it hangs
+	}
+	l.stub, l.begun = true, false
+	if l.stubMute {
+		return
+	}
+	l.say([]byte{0xC0, 'O', 'H', 'A', 'I', 0xC0}, time.Millisecond)
+}
+
+func (l *loader) blockSize() int {
+	switch {
+	case l.stub && l.info.USBOTG:
+		return 0x800
+	case l.stub:
+		return 0x4000
+	}
+	return 0x400
 }

@@ -8,7 +8,7 @@ import (
 // Op is an opcode of the loader's protocol (esp-facts A.2).
 type Op uint8
 
-// The opcodes that the mask ROM answers without a stub.
+// The opcodes that the mask ROM answers without a stub, and what only a stub does.
 const (
 	OpFlashBegin      Op = 0x02
 	OpFlashData       Op = 0x03
@@ -28,6 +28,7 @@ const (
 	OpFlashDeflEnd    Op = 0x12
 	OpSPIFlashMD5     Op = 0x13
 	OpGetSecurityInfo Op = 0x14
+	OpEraseRegion     Op = 0xD1 // of a stub only
 )
 
 var opNames = map[Op]string{
@@ -37,7 +38,7 @@ var opNames = map[Op]string{
 	OpSPISetParams: "SPI_SET_PARAMS", OpSPIAttach: "SPI_ATTACH",
 	OpReadFlashSlow: "READ_FLASH_SLOW", OpChangeBaudrate: "CHANGE_BAUDRATE",
 	OpFlashDeflBegin: "FLASH_DEFL_BEGIN", OpFlashDeflData: "FLASH_DEFL_DATA", OpFlashDeflEnd: "FLASH_DEFL_END",
-	OpSPIFlashMD5: "SPI_FLASH_MD5", OpGetSecurityInfo: "GET_SECURITY_INFO",
+	OpSPIFlashMD5: "SPI_FLASH_MD5", OpGetSecurityInfo: "GET_SECURITY_INFO", OpEraseRegion: "ERASE_REGION",
 }
 
 // String gives the vendor's name.
@@ -65,9 +66,10 @@ const (
 	dirRequest = 0x00
 	dirReply   = 0x01
 	headerSize = 8
-	// statusSize is the ROM's status tail: verdict, error code and two
-	// reserved bytes.
-	statusSize = 4
+	// statusSizeROM is the ROM's status tail: verdict, error code and two reserved
+	// bytes. A stub leaves those out.
+	statusSizeROM  = 4
+	statusSizeStub = 2
 	// maxReply bounds a reply frame: READ_FLASH_SLOW's 64 bytes, header and
 	// status are the longest.
 	maxReply = 128
@@ -132,11 +134,12 @@ func (r reply) refusal() bool {
 	return len(r.body) >= 2 && r.body[0] == statusFailed && Code(r.body[1]) == CodeFormat
 }
 
-// split separates data and verdict. lengths are the data lengths that the
-// command can have; an error comes with the status alone. Of the four status
-// bytes only the first decides: the others are leftovers when it is 0.
-func (r reply) split(op Op, lengths []int) ([]byte, error) {
-	n := len(r.body) - statusSize
+// split separates data and verdict. tail is the size of the status, lengths are the
+// data lengths that the command can have; an error comes with the status alone. Of
+// the ROM's four status bytes only the first decides: the others are leftovers when
+// it is 0.
+func (r reply) split(op Op, tail int, lengths []int) ([]byte, error) {
+	n := len(r.body) - tail
 	fits := false
 	for _, want := range lengths {
 		fits = fits || n == want

@@ -1,7 +1,7 @@
 // Package rom is a client of the serial loader in the mask ROM of ESP32-family
 // chips: connecting, commands as structs, status codes as errors, reset sequences.
-// It runs no code on the chip: the vendor's flasher stub is not used, and one that
-// another tool left running is reported.
+// It runs no code on the chip unless it is given a flasher stub ([Client.RunStub]),
+// which nothing needs; one that another tool left running is reported.
 //
 // It promises that noise on the line costs retries only. Flash data is
 // checksummed and checked; registers are not, so what decides anything is read

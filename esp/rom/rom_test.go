@@ -153,7 +153,7 @@ func TestStatus(t *testing.T) {
 		{"status cut", "0000", noData, "", ErrNoise},
 	} {
 		body, _ := hex.DecodeString(tc.body)
-		data, err := reply{op: OpReadReg, body: body}.split(OpReadReg, tc.lengths)
+		data, err := reply{op: OpReadReg, body: body}.split(OpReadReg, statusSizeROM, tc.lengths)
 		var status, want *StatusError
 		switch {
 		case tc.err == nil:
@@ -1093,7 +1093,7 @@ func FuzzReply(f *testing.F) {
 			t.Fatalf("%x re-encodes as %x", frame, got)
 		}
 		for _, lengths := range [][]int{noData, {32}, {slowRead}, {securityInfoLong, securityInfoShort}} {
-			data, err := r.split(r.op, lengths)
+			data, err := r.split(r.op, statusSizeROM, lengths)
 			if err == nil && (!slices.Contains(lengths, len(data)) || r.body[len(data)] != 0) {
 				t.Fatalf("%x taken for success", frame)
 			}
