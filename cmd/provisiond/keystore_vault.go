@@ -14,10 +14,11 @@ import (
 
 // vaultInitFlags are what `keystore init` takes for a Vault.
 type vaultInitFlags struct {
-	Vault       string   `help:"Set up the Vault that this configuration file names: mount, policies, AppRoles. Run again, it changes nothing." placeholder:"FILE.yaml"`
-	Station     []string `help:"With --vault: an AppRole for a station, bound to addresses. May be repeated." placeholder:"NAME=CIDR,CIDR" sep:"none"`
-	OTACidr     []string `name:"ota-cidr" help:"With --vault: an AppRole for the OTA server, bound to these addresses." placeholder:"CIDR"`
-	AuditorCidr []string `help:"With --vault: an AppRole for auditors, bound to these addresses." placeholder:"CIDR"`
+	Vault         string   `help:"Set up the Vault that this configuration file names: mount, policies, AppRoles. Run again, it changes nothing." placeholder:"FILE.yaml"`
+	Station       []string `help:"With --vault: an AppRole for a station, bound to addresses. May be repeated." placeholder:"NAME=CIDR,CIDR" sep:"none"`
+	OTACidr       []string `name:"ota-cidr" help:"With --vault: an AppRole for the OTA server, bound to these addresses." placeholder:"CIDR"`
+	OTAPublicCidr []string `name:"ota-public-cidr" help:"With --vault: an AppRole for an OTA server that reads no key, bound to these addresses." placeholder:"CIDR"`
+	AuditorCidr   []string `help:"With --vault: an AppRole for auditors, bound to these addresses." placeholder:"CIDR"`
 
 	CustodianCidr []string `help:"With --vault: an AppRole for the custodian of the escrow, bound to these addresses." placeholder:"CIDR"`
 	JournalKeys   bool     `help:"With --vault: a signing key per station in the transit engine, for journals with --signing-key vault-transit:…."`
@@ -25,12 +26,12 @@ type vaultInitFlags struct {
 }
 
 func (f vaultInitFlags) used() bool {
-	return f.Vault != "" || f.JournalKeys || f.ManifestKey || len(f.Station)+len(f.OTACidr)+len(f.AuditorCidr)+len(f.CustodianCidr) > 0
+	return f.Vault != "" || f.JournalKeys || f.ManifestKey || len(f.Station)+len(f.OTACidr)+len(f.OTAPublicCidr)+len(f.AuditorCidr)+len(f.CustodianCidr) > 0
 }
 
 func (f vaultInitFlags) run(a *app, testStore, asJSON bool) error {
 	if f.Vault == "" {
-		return usage("--station, --ota-cidr, --auditor-cidr, --custodian-cidr, --journal-keys and --manifest-key are for --vault FILE.yaml")
+		return usage("--station, --ota-cidr, --ota-public-cidr, --auditor-cidr, --custodian-cidr, --journal-keys and --manifest-key are for --vault FILE.yaml")
 	}
 	o := vault.SetupOptions{TestStore: testStore}
 	for _, s := range f.Station {
@@ -42,6 +43,9 @@ func (f vaultInitFlags) run(a *app, testStore, asJSON bool) error {
 	}
 	if len(f.OTACidr) > 0 {
 		o.OTA = &vault.AppRoleOptions{CIDRs: f.OTACidr}
+	}
+	if len(f.OTAPublicCidr) > 0 {
+		o.OTAPublic = &vault.AppRoleOptions{CIDRs: f.OTAPublicCidr}
 	}
 	if len(f.AuditorCidr) > 0 {
 		o.Auditor = &vault.AppRoleOptions{CIDRs: f.AuditorCidr}
@@ -96,7 +100,7 @@ func vaultFailure(err error) error {
 }
 
 type keystorePolicyCmd struct {
-	Role    string `arg:"" help:"station, rework, ota, auditor, custodian or admin." enum:"station,rework,ota,auditor,custodian,admin"`
+	Role    string `arg:"" help:"station, rework, ota, ota-public, auditor, custodian or admin." enum:"station,rework,ota,ota-public,auditor,custodian,admin"`
 	Mount   string `help:"The KV v2 mount." default:"provisiond"`
 	Station string `help:"For role station: its name." placeholder:"NAME"`
 	Unit    string `help:"For role rework: the unit that the ticket is for." placeholder:"MAC"`
@@ -121,7 +125,7 @@ func (c *keystorePolicyCmd) Run(a *app) error {
 
 type keystoreSecretIDCmd struct {
 	Vault   string        `arg:"" help:"The admin's configuration file." placeholder:"FILE.yaml"`
-	Role    string        `help:"station, ota, auditor or custodian." enum:"station,ota,auditor,custodian" default:"station"`
+	Role    string        `help:"station, ota, ota-public, auditor or custodian." enum:"station,ota,ota-public,auditor,custodian" default:"station"`
 	Station string        `help:"For role station: its name." placeholder:"NAME"`
 	TTL     time.Duration `name:"ttl" help:"How long it may be on its way." default:"1h"`
 	Out     string        `help:"Where to put the role id (OUT.role-id) and the wrapped secret id (OUT.secret-id, mode 0600)." required:"" placeholder:"OUT"`

@@ -6,6 +6,12 @@ path "{{mount}}/data/units/+/+/+" {
   capabilities = ["read"]
 }
 
+# What is stored beside a key, without the key: it is what the server looks at
+# before a unit has proven itself.
+path "{{mount}}/subkeys/units/+/+/+" {
+  capabilities = ["read"]
+}
+
 path "{{mount}}/data/units/+/+/claim/+" {
   capabilities = ["read"]
 }

@@ -42,8 +42,8 @@ type SetupOptions struct {
 	TestStore bool // takes simulated units, and only those
 	// Stations get a policy and an AppRole each.
 	Stations []AppRoleOptions
-	// OTA, Auditor and Custodian get an AppRole if they are given.
-	OTA, Auditor, Custodian *AppRoleOptions
+	// OTA, OTAPublic, Auditor and Custodian get an AppRole if they are given.
+	OTA, OTAPublic, Auditor, Custodian *AppRoleOptions
 	// JournalKeys makes a key per station in the transit engine, which signs the
 	// checkpoints of its journal.
 	JournalKeys bool
@@ -210,7 +210,7 @@ func (a *Admin) setupPolicies(ctx context.Context, end *api.Client, o SetupOptio
 		role Role
 		p    PolicyParams
 	}
-	wants := []want{{RoleOTA, PolicyParams{}}, {RoleAuditor, PolicyParams{}}, {RoleCustodian, PolicyParams{}}, {RoleAdmin, PolicyParams{}}}
+	wants := []want{{RoleOTA, PolicyParams{}}, {RoleOTAPublic, PolicyParams{}}, {RoleAuditor, PolicyParams{}}, {RoleCustodian, PolicyParams{}}, {RoleAdmin, PolicyParams{}}}
 	for _, s := range o.Stations {
 		wants = append(wants, want{RoleStation, PolicyParams{Station: s.Name}})
 	}
@@ -251,6 +251,9 @@ func (a *Admin) setupAppRoles(ctx context.Context, end *api.Client, o SetupOptio
 	}
 	if o.OTA != nil {
 		wants = append(wants, want{RoleOTA, *o.OTA})
+	}
+	if o.OTAPublic != nil {
+		wants = append(wants, want{RoleOTAPublic, *o.OTAPublic})
 	}
 	if o.Auditor != nil {
 		wants = append(wants, want{RoleAuditor, *o.Auditor})
@@ -381,10 +384,10 @@ type Credentials struct {
 }
 
 // SecretID makes the login of a role: of a station, or with an empty station of
-// RoleOTA, RoleAuditor and RoleCustodian. What it returns is not the secret id but a token that
+// RoleOTA, RoleOTAPublic, RoleAuditor and RoleCustodian. What it returns is not the secret id but a token that
 // gives it away once: if it was opened on its way, the station cannot log in.
 func (a *Admin) SecretID(ctx context.Context, role Role, station string, wrapTTL time.Duration) (Credentials, error) {
-	if !slices.Contains([]Role{RoleStation, RoleOTA, RoleAuditor, RoleCustodian}, role) {
+	if !slices.Contains([]Role{RoleStation, RoleOTA, RoleOTAPublic, RoleAuditor, RoleCustodian}, role) {
 		return Credentials{}, fmt.Errorf("keystore/vault: role %s has no AppRole", role)
 	}
 	end, err := a.end(ctx)

@@ -13,17 +13,18 @@ type Role string
 
 // The roles.
 const (
-	RoleStation   Role = "station"   // creates and confirms; reads no key
-	RoleRework    Role = "rework"    // reads one unit
-	RoleOTA       Role = "ota"       // reads keys, nothing else
-	RoleAuditor   Role = "auditor"   // sees everything but keys
-	RoleCustodian Role = "custodian" // brings sealed records of an escrow to their place; reads no key
-	RoleAdmin     Role = "admin"     // sets it up
+	RoleStation   Role = "station"    // creates and confirms; reads no key
+	RoleRework    Role = "rework"     // reads one unit
+	RoleOTA       Role = "ota"        // reads keys, nothing else
+	RoleOTAPublic Role = "ota-public" // as RoleOTA, and reads no key
+	RoleAuditor   Role = "auditor"    // sees everything but keys
+	RoleCustodian Role = "custodian"  // brings sealed records of an escrow to their place; reads no key
+	RoleAdmin     Role = "admin"      // sets it up
 )
 
 // Roles are all roles.
 func Roles() []Role {
-	return []Role{RoleStation, RoleRework, RoleOTA, RoleAuditor, RoleCustodian, RoleAdmin}
+	return []Role{RoleStation, RoleRework, RoleOTA, RoleOTAPublic, RoleAuditor, RoleCustodian, RoleAdmin}
 }
 
 // PolicyParams fill in a policy.
@@ -50,7 +51,7 @@ func Policy(role Role, p PolicyParams) (string, error) {
 		if p.Unit == (chip.MAC{}) {
 			return "", fmt.Errorf("keystore/vault: policy %s: name the unit's MAC", role)
 		}
-	case RoleOTA, RoleAuditor, RoleCustodian, RoleAdmin:
+	case RoleOTA, RoleOTAPublic, RoleAuditor, RoleCustodian, RoleAdmin:
 	default:
 		return "", fmt.Errorf("keystore/vault: there is no role %q: write one of %v", string(role), Roles())
 	}
@@ -81,7 +82,7 @@ func PolicyName(role Role, p PolicyParams) string {
 		name += "-" + p.Station
 	case RoleRework:
 		name += "-" + strings.ReplaceAll(p.Unit.String(), ":", "")
-	case RoleOTA, RoleAuditor, RoleCustodian, RoleAdmin:
+	case RoleOTA, RoleOTAPublic, RoleAuditor, RoleCustodian, RoleAdmin:
 	}
 	return name
 }

@@ -121,7 +121,7 @@ func TestPolicies(t *testing.T) {
 		t.Fatal(err)
 	}
 	tokens := map[Role]string{RoleRework: ticket}
-	for _, r := range []Role{RoleStation, RoleOTA, RoleAuditor, RoleCustodian, RoleAdmin} {
+	for _, r := range []Role{RoleStation, RoleOTA, RoleOTAPublic, RoleAuditor, RoleCustodian, RoleAdmin} {
 		tokens[r] = x.token(t, r)
 	}
 
@@ -138,8 +138,8 @@ func TestPolicies(t *testing.T) {
 	probes := []probe{
 		{"read the key of the ticket's unit", "GET", one, nil, only(RoleOTA, RoleRework)},
 		{"read a key of another unit", "GET", two, nil, only(RoleOTA)},
-		{"what is stored, without values", "GET", at("subkeys", one), nil, only(RoleStation, RoleAuditor, RoleCustodian, RoleRework)},
-		{"the same of another unit", "GET", at("subkeys", two), nil, only(RoleStation, RoleAuditor, RoleCustodian)},
+		{"what is stored, without values", "GET", at("subkeys", one), nil, only(RoleStation, RoleOTA, RoleOTAPublic, RoleAuditor, RoleCustodian, RoleRework)},
+		{"the same of another unit", "GET", at("subkeys", two), nil, only(RoleStation, RoleOTA, RoleOTAPublic, RoleAuditor, RoleCustodian)},
 		{"metadata of a record", "GET", at("metadata", one), nil, only(RoleAuditor, RoleAdmin)},
 		{"create a record", "PUT", unitOne + "/NEW", put(1), only(RoleStation, RoleCustodian)},
 		{"overwrite a record", "PUT", one, put(1), none},
@@ -156,12 +156,12 @@ func TestPolicies(t *testing.T) {
 		{"create a claim", "PUT", unitOne + "/claim/9NEW", put(1), only(RoleStation, RoleCustodian)},
 		{"overwrite a claim", "PUT", unitOne + "/claim/1", put(1), none},
 		{"delete a claim", "DELETE", unitOne + "/claim/1", nil, none},
-		{"read a claim", "GET", unitOne + "/claim/1", nil, only(RoleStation, RoleOTA, RoleAuditor, RoleCustodian, RoleRework)},
+		{"read a claim", "GET", unitOne + "/claim/1", nil, only(RoleStation, RoleOTA, RoleOTAPublic, RoleAuditor, RoleCustodian, RoleRework)},
 		{"create a state", "PUT", one + "/state/9NEW", put(1), only(RoleStation, RoleCustodian)},
 		{"overwrite a state", "PUT", one + "/state/1", put(1), none},
 		{"delete a state", "DELETE", one + "/state/1", nil, none},
 		{"destroy a state", "PUT", at("destroy", one) + "/state/1", map[string]any{"versions": []int{1}}, none},
-		{"read a state", "GET", one + "/state/1", nil, only(RoleStation, RoleOTA, RoleAuditor, RoleCustodian, RoleRework)},
+		{"read a state", "GET", one + "/state/1", nil, only(RoleStation, RoleOTA, RoleOTAPublic, RoleAuditor, RoleCustodian, RoleRework)},
 
 		{"list shards", "LIST", "kv/metadata/units/", nil, only(RoleAuditor, RoleAdmin)},
 		{"list units", "LIST", shard, nil, only(RoleAuditor, RoleAdmin)},
@@ -239,7 +239,7 @@ func TestPolicies(t *testing.T) {
 		{"raw storage", "LIST", "sys/raw/", nil, none},
 		{"snapshot", "GET", "sys/storage/raft/snapshot", nil, none},
 		{"own token", "GET", "auth/token/lookup-self", nil, all},
-		{"renew the own token", "PUT", "auth/token/renew-self", map[string]any{}, only(RoleStation, RoleOTA, RoleAuditor, RoleCustodian, RoleAdmin)},
+		{"renew the own token", "PUT", "auth/token/renew-self", map[string]any{}, only(RoleStation, RoleOTA, RoleOTAPublic, RoleAuditor, RoleCustodian, RoleAdmin)},
 		{"look at other tokens", "PUT", "auth/token/lookup", map[string]any{"token": x.srv.Root}, none},
 		{"a place for secrets of its own", "PUT", "cubbyhole/x", map[string]any{"a": 1}, none},
 	}

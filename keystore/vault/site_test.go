@@ -147,7 +147,7 @@ func TestListWithEveryRole(t *testing.T) {
 	}
 	want := r.Meta()
 	want.Receipt = receipt
-	for _, role := range []Role{RoleStation, RoleOTA, RoleAuditor} {
+	for _, role := range []Role{RoleStation, RoleOTA, RoleOTAPublic, RoleAuditor} {
 		metas, err := x.open(t, role).List(t.Context(), r.Unit)
 		if err != nil || len(metas) != 1 || fmt.Sprintf("%+v", metas[0]) != fmt.Sprintf("%+v", want) {
 			t.Errorf("%s: %+v, %v, want %+v", role, metas, err, want)
