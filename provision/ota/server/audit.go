@@ -19,9 +19,10 @@ type Use struct {
 	Event   string               `json:"event"` // load, begin, end
 	Unit    chip.MAC             `json:"unit"`
 	Key     keystore.Fingerprint `json:"key"`
-	Who     string               `json:"who"`  // token, or cert and its serial number
-	From    string               `json:"from"` // the address that asked
-	Why     string               `json:"why"`  // firmware, manifest
+	Who     string               `json:"who"`              // token, or cert and its serial number
+	From    string               `json:"from"`             // the address that asked
+	Why     string               `json:"why"`              // firmware, manifest
+	Format  string               `json:"format,omitempty"` // plain or encimg, which use no flash key
 	Release string               `json:"release,omitempty"`
 	Slot    string               `json:"slot,omitempty"`
 	Range   string               `json:"range,omitempty"` // as asked for

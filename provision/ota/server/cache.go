@@ -19,11 +19,15 @@ type cache[K comparable, V any] struct {
 	drop func(V) // may be nil
 	now  func() time.Time
 	wait time.Duration // for one load
+	// heavy bounds the sum of weigh, which may be nil.
+	heavy int64
+	weigh func(V) int64
 
 	mu      sync.Mutex
 	entries map[K]*list.Element // of *cached[K, V]
 	order   list.List           // the last used in front
 	flights map[K]*flight[V]
+	weight  int64
 }
 
 type cached[K comparable, V any] struct {
@@ -115,9 +119,14 @@ func (c *cache[K, V]) keep(k K, v V, err error, keep time.Duration) {
 	if e, ok := c.entries[k]; ok {
 		c.remove(e)
 	}
-	for c.order.Len() >= c.most {
+	add := int64(0)
+	if c.weigh != nil && err == nil {
+		add = c.weigh(v)
+	}
+	for c.order.Len() >= c.most || c.order.Len() > 0 && c.weigh != nil && c.weight+add > c.heavy {
 		c.remove(c.order.Back())
 	}
+	c.weight += add
 	if c.entries == nil {
 		c.entries = map[K]*list.Element{}
 	}
@@ -128,6 +137,9 @@ func (c *cache[K, V]) keep(k K, v V, err error, keep time.Duration) {
 func (c *cache[K, V]) remove(e *list.Element) {
 	x, _ := c.order.Remove(e).(*cached[K, V])
 	delete(c.entries, x.key)
+	if c.weigh != nil && x.err == nil {
+		c.weight -= c.weigh(x.value)
+	}
 	if c.drop != nil && x.err == nil {
 		c.drop(x.value)
 	}

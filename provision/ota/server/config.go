@@ -31,6 +31,9 @@ type Config struct {
 	Keystore string `yaml:"keystore"`
 	// Identity is the age identity file that opens a local keystore.
 	Identity string `yaml:"identity"`
+	// NoKeys is for a keystore login with the role ota-public: units get plaintext,
+	// where their channel allows it, or esp_encrypted_img files.
+	NoKeys bool `yaml:"no_keys"`
 	// Releases says how images are kept in memory.
 	Releases ReleasesConfig `yaml:"releases"`
 	// ManifestKey signs manifests: a PEM file of mode 0600, or
@@ -235,7 +238,7 @@ func (c *Config) fill() {
 func (c *Config) Options() Options {
 	l := c.Limits
 	return Options{
-		KeyHold: c.Keys.Hold, KeysMost: c.Keys.Most, UnknownHold: c.Keys.UnknownHold, LookupWait: c.Keys.Wait, Stall: l.Stall,
+		NoKeys: c.NoKeys, KeyHold: c.Keys.Hold, KeysMost: c.Keys.Most, UnknownHold: c.Keys.UnknownHold, LookupWait: c.Keys.Wait, Stall: l.Stall,
 		Requests: Rate(l.Requests), PerUnit: Rate(l.PerUnit), Lookups: Rate(l.Lookups), LookupsPerAddress: Rate(l.LookupsPerAddress), Connections: l.Connections,
 	}
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -26,6 +27,8 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/encimg"
+	"github.com/provisiond/provisiond/esp/partition"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision/ota"
 	"github.com/provisiond/provisiond/provision/ota/release"
@@ -40,6 +43,9 @@ type Options struct {
 	// Observe hears what people should know. It must not block. It may be nil.
 	Observe func(Event)
 
+	// NoKeys says that the keystore's login reads no keys: units get plaintext or
+	// esp_encrypted_img files, and no ciphertext and no manifests.
+	NoKeys bool
 	// KeyHold is how long a key stays in memory after it was read, KeysMost how many
 	// do.
 	KeyHold  time.Duration
@@ -112,6 +118,7 @@ type Server struct {
 	metas   cache[chip.MAC, keystore.Meta]
 	keys    cache[chip.MAC, *ota.Unit]
 	sums    cache[string, [sha256.Size]byte] // of ciphertexts, by ETag
+	files   cache[string, sealedFile]
 	all     *rate.Limiter
 	lookups *rate.Limiter
 	perUnit limiters[chip.MAC]
@@ -138,6 +145,7 @@ func New(o Options) (*Server, error) {
 	s.metas = cache[chip.MAC, keystore.Meta]{most: many, load: s.find, now: now, wait: o.LookupWait}
 	s.keys = cache[chip.MAC, *ota.Unit]{most: o.KeysMost, load: s.load, drop: (*ota.Unit).Wipe, now: now, wait: o.LookupWait}
 	s.sums = cache[string, [sha256.Size]byte]{most: many, now: now}
+	s.files = cache[string, sealedFile]{most: many, now: now, heavy: filesMost, weigh: func(f sealedFile) int64 { return int64(len(f.b)) }}
 	s.perUnit = limiters[chip.MAC]{rate: rate.Limit(o.PerUnit.PerSecond), burst: o.PerUnit.Burst, most: many}
 	s.perAddr = limiters[netip.Addr]{rate: rate.Limit(o.LookupsPerAddress.PerSecond), burst: o.LookupsPerAddress.Burst, most: many}
 	s.metrics.follow(s)
@@ -442,25 +450,38 @@ func (s *Server) explain(mac chip.MAC, err error) *problem {
 	return internal
 }
 
-// update is a checked image for a unit and a slot.
+// Forms in which an image is sent.
+const (
+	formCipher = ""       // for the unit's flash
+	formPlain  = "plain"  // as it is, over TLS
+	formEncImg = "encimg" // esp_encrypted_img, to the unit's ECIES key
+)
+
+// update is a checked image for a unit, in one form.
 type update struct {
-	*ota.Update
-	image *release.Image
-	offer release.Offer
-	etag  string
+	*ota.Update        // of formCipher, else nil
+	body        source // what is sent
+	image       *release.Image
+	offer       release.Offer
+	slot        string
+	form        string
+	etag        string
 }
 
 // release lets go what an update holds.
 func (u *update) release() {
-	u.Ciphertext.Wipe()
+	if u.Update != nil {
+		u.Ciphertext.Wipe()
+	}
 	u.image.Release()
 }
 
-// prepare finds what the unit asks for, and loads its key only then.
-func (s *Server) prepare(ctx context.Context, a *asker) (*update, release.Why, *problem) {
+// prepare finds what the unit asks for, and loads its key only then and only for
+// the form that needs it.
+func (s *Server) prepare(ctx context.Context, a *asker, form string) (*update, release.Why, *problem) {
 	mac := a.meta.Unit
 	slot := a.q.Get("slot")
-	if slot == "" {
+	if slot == "" && form == formCipher {
 		return nil, "", bad("slot", "say which slot: ?slot=ota_1")
 	}
 	secure := uint32(0)
@@ -482,45 +503,120 @@ func (s *Server) prepare(ctx context.Context, a *asker) (*update, release.Why, *
 	if err != nil || offer.Why != "" {
 		return nil, offer.Why, s.explain(mac, err)
 	}
+	if form == formPlain && !offer.Plaintext {
+		return nil, "", &problem{status: http.StatusForbidden, code: "plaintext", message: "this unit's channel sends no plaintext"}
+	}
 	image, err := s.o.Releases.Open(ctx, offer.Release)
 	if err != nil {
 		return nil, "", s.explain(mac, err)
 	}
+	u := &update{image: image, offer: offer, slot: slot, form: form}
 	known := ota.Known{SecureVersion: max(secure, offer.Unit.SecureVersion)}
-	for try := 0; ; try++ {
-		var unit *ota.Unit
-		unit, err = s.keys.get(ctx, mac, func() error { return s.mayLookUp(a.from) })
-		if err != nil {
-			break
-		}
-		var p *ota.Update
-		p, err = ota.Prepare(unit, image.Image, slot, known)
-		if err == nil {
-			return &update{p, image, offer, etag(p)}, "", nil
-		}
-		// It may have become too old between the two.
-		if !errors.Is(err, keystore.ErrKeyEmpty) || try > 0 {
-			break
-		}
-		s.keys.forget(mac)
+	if form == formCipher {
+		err = s.encrypt(ctx, a, u, known)
+	} else {
+		err = s.open(a, u, known)
 	}
-	image.Release()
-	return nil, "", s.explain(mac, err)
+	if err != nil {
+		image.Release()
+		return nil, "", s.explain(mac, err)
+	}
+	return u, "", nil
 }
 
-// etag names the bytes: they follow from key, address and plaintext.
-func etag(u *ota.Update) string {
+var noKeys = &problem{status: http.StatusConflict, code: "no-keys", message: "this server reads no keys: ask for another format"}
+
+// encrypt makes an update of formCipher.
+func (s *Server) encrypt(ctx context.Context, a *asker, u *update, known ota.Known) error {
+	if s.o.NoKeys {
+		return noKeys
+	}
+	for try := 0; ; try++ {
+		unit, err := s.keys.get(ctx, a.meta.Unit, func() error { return s.mayLookUp(a.from) })
+		if err != nil {
+			return err
+		}
+		u.Update, err = ota.Prepare(unit, u.image.Image, u.slot, known)
+		if err == nil {
+			u.body, u.slot = u.Ciphertext, u.Slot.SubtypeName()
+			u.etag = etag("cipher", u.Unit.MAC, u.Unit.Scheme, u.Unit.FlashCryptConfig, u.Unit.Fingerprint, u.Slot.Offset, u.Ciphertext.Size(), u.Image.SHA256())
+			return nil
+		}
+		// Its key may have become too old between the two.
+		if !errors.Is(err, keystore.ErrKeyEmpty) || try > 0 {
+			return err
+		}
+		s.keys.forget(a.meta.Unit)
+	}
+}
+
+// open makes an update of the forms that need no flash key. The partition table is
+// in the record with the key, so here the size is checked against the whole flash.
+func (s *Server) open(a *asker, u *update, known ota.Known) error {
+	m := a.meta
+	model, err := chip.ByName(m.Chip)
+	if err != nil {
+		return &problem{status: http.StatusConflict, code: string(ota.ReasonRecord), message: err.Error()}
+	}
+	unit := &ota.Unit{
+		MAC: m.Unit, Chip: model, Revision: m.ChipRevision, Scheme: m.Scheme, FlashSize: m.FlashSize, Fingerprint: m.Fingerprint,
+		SecureBootScheme: m.SecureBootScheme, SecureBootDigests: m.SecureBootDigests,
+	}
+	if err := unit.Check(u.image.Image, partition.Entry{Type: partition.TypeApp, Size: m.FlashSize}, known); err != nil {
+		return err
+	}
+	if u.form == formPlain {
+		u.body = sized{bytes.NewReader(u.image.Plain())}
+		u.etag = etag("plain", u.image.SHA256())
+		return nil
+	}
+	if len(m.ECIESPublicKey) == 0 {
+		return &problem{status: http.StatusConflict, code: "no-ecies-key", message: "the unit's record has no ECIES key: it was not provisioned for esp_encrypted_img"}
+	}
+	// The format takes a new key for every file, so the file is kept for those who
+	// resume.
+	key := fmt.Sprintf("%s %s %x", m.Unit, u.offer.Release.File, m.ECIESPublicKey)
+	file, _, ok := s.files.peek(key)
+	if !ok {
+		to, err := encimg.NewECIESRecipient(m.ECIESPublicKey)
+		if err != nil {
+			return &problem{status: http.StatusConflict, code: string(ota.ReasonRecord), message: err.Error()}
+		}
+		b, err := encimg.Seal(to, u.image.Plain())
+		if err != nil {
+			return err
+		}
+		file = sealedFile{b, etag("encimg", sha256.Sum256(b))}
+		s.files.put(key, file, s.o.KeyHold)
+	}
+	u.body, u.etag = sized{bytes.NewReader(file.b)}, file.etag
+	return nil
+}
+
+// sealedFile is an esp_encrypted_img file for one unit.
+type sealedFile struct {
+	b    []byte
+	etag string
+}
+
+// filesMost bounds the memory of sealed files.
+const filesMost = 64 << 20
+
+// sized is a reader whose size is that of what it reads.
+type sized struct{ *bytes.Reader }
+
+// etag names bytes by what they follow from.
+func etag(of ...any) string {
 	h := sha256.New()
-	_, _ = fmt.Fprintf(h, "provisiond ota etag v1\x00%s\x00%s\x00%d\x00%x\x00%d\x00%d\x00%x",
-		u.Unit.MAC, u.Unit.Scheme, u.Unit.FlashCryptConfig, u.Unit.Fingerprint, u.Slot.Offset, u.Ciphertext.Size(), u.Image.SHA256()) // a hash takes everything
+	_, _ = fmt.Fprintf(h, "provisiond ota etag v1\x00%x", of) // a hash takes everything
 	return `"` + hex.EncodeToString(h.Sum(nil)[:16]) + `"`
 }
 
 // line begins an audit line about an update.
 func (s *Server) line(a *asker, u *update, event, why string) Use {
 	return Use{
-		Time: s.now().UTC(), ID: a.use, Event: event, Unit: a.meta.Unit, Key: u.Unit.Fingerprint, Who: a.who,
-		From: a.from.String(), Why: why, Release: u.offer.Release.Name, Slot: u.Slot.SubtypeName(),
+		Time: s.now().UTC(), ID: a.use, Event: event, Unit: a.meta.Unit, Key: a.meta.Fingerprint, Who: a.who,
+		From: a.from.String(), Why: why, Format: u.form, Release: u.offer.Release.Name, Slot: u.slot,
 	}
 }
 
@@ -533,7 +629,11 @@ func (s *Server) note(use Use) *problem {
 }
 
 func (s *Server) firmware(w *status, r *http.Request, a *asker, done func(code int)) *problem {
-	u, why, p := s.prepare(r.Context(), a)
+	form := a.q.Get("format")
+	if form != formCipher && form != formPlain && form != formEncImg {
+		return bad("format", "write format=plain or format=encimg, or leave it out for ciphertext")
+	}
+	u, why, p := s.prepare(r.Context(), a, form)
 	if p != nil {
 		return p
 	}
@@ -564,7 +664,7 @@ func (s *Server) firmware(w *status, r *http.Request, a *asker, done func(code i
 		s.sent(use, code, sent, err)
 		done(code)
 	}
-	http.ServeContent(out, r, "", time.Time{}, &content{source: u.Ciphertext})
+	http.ServeContent(out, r, "", time.Time{}, &content{source: u.body})
 	out.head()
 	if w.code = out.code; out.left {
 		return left
@@ -600,7 +700,7 @@ func (s *Server) manifest(w *status, r *http.Request, a *asker, _ func(int)) *pr
 			return bad("nonce", "a nonce has %d hex digits", 2*ota.NonceSize)
 		}
 	}
-	u, why, p := s.prepare(r.Context(), a)
+	u, why, p := s.prepare(r.Context(), a, formCipher)
 	if p != nil {
 		return p
 	}
@@ -700,6 +800,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, conf *tls.Config) er
 			s.keys.expire()
 			s.metas.expire()
 			s.sums.expire()
+			s.files.expire()
 		case <-ctx.Done():
 		}
 	}

@@ -187,8 +187,13 @@ type unit struct {
 
 func (w *world) unit(n byte) unit {
 	w.t.Helper()
-	u := unit{mac: keystoretest.Simulated(n)}
-	r := keystoretest.NewRecord(w.t, u.mac)
+	return w.provision(keystoretest.NewRecord(w.t, keystoretest.Simulated(n)))
+}
+
+// provision stores a record as after a burn.
+func (w *world) provision(r keystore.Record) unit {
+	w.t.Helper()
+	u := unit{mac: r.Unit}
 	model, err := chip.ByName("esp32c3")
 	if err != nil {
 		w.t.Fatal(err)
