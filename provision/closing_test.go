@@ -249,7 +249,7 @@ func TestCloseIsTriedAgainWhenTheLoaderAnswers(t *testing.T) {
 	files := newStationFiles(t)
 	eachClosing(t, func(t *testing.T, name, profile string, i int) {
 		var last operation
-		for _, o := range recordedIn(t, files, tableRow{name, profile, false}, "") {
+		for _, o := range recordedIn(t, files, tableRow{chip: name, profile: profile}, "") {
 			if o.burn && o.step == "close" {
 				last = o
 			}

@@ -18,7 +18,7 @@ import (
 // burnCommands are the burn commands of a release run, in their order.
 func burnCommands(t *testing.T, name string) (list []operation) {
 	t.Helper()
-	for _, o := range recorded(t, newStationFiles(t), tableRow{name, "release", false}) {
+	for _, o := range recorded(t, newStationFiles(t), tableRow{chip: name, profile: "release"}) {
 		if o.burn {
 			list = append(list, o)
 		}
@@ -258,7 +258,7 @@ func trues(m map[string]bool) (out []string) {
 func closedWorld(t *testing.T, files stationFiles, name, profile string, serial string) *world {
 	t.Helper()
 	var point *faultPoint
-	for _, o := range recordedIn(t, files, tableRow{name, profile, false}, serial) {
+	for _, o := range recordedIn(t, files, tableRow{chip: name, profile: profile}, serial) {
 		if o.burn && o.step == "close" {
 			point = &faultPoint{operation: o, how: killsAfter}
 		}
@@ -351,7 +351,7 @@ func TestVerdictLost(t *testing.T) {
 	for _, c := range closings {
 		for _, boots := range []bool{true, false} {
 			inBubble(t, fmt.Sprintf("%s/%s/%v", c.chip, c.profile, boots), func(t *testing.T) {
-				ops := recordedIn(t, files, tableRow{c.chip, c.profile, false}, "")
+				ops := recordedIn(t, files, tableRow{chip: c.chip, profile: c.profile}, "")
 				point := &faultPoint{operation: ops[len(ops)-1], how: killsBefore}
 				w := newWorld(t, files, c.chip, c.profile, false, point)
 				defer w.close()

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -204,4 +205,37 @@ func TestReworkOtherSigner(t *testing.T) {
 			}
 		})
 	}
+}
+
+// full keeps a job for each chip with all that a recipe can burn.
+var full struct {
+	sync.Mutex
+	jobs map[string]*provision.Job
+}
+
+// fullJob is a product of a chip with Secure Boot, two digests where there is room, a
+// key of the largest size, a key for esp_encrypted_img, and data of each unit's own.
+func fullJob(t testing.TB, name, profile string) *provision.Job {
+	t.Helper()
+	full.Lock()
+	defer full.Unlock()
+	if j := full.jobs[name+profile]; j != nil {
+		return j
+	}
+	m := model(t, name)
+	scheme := m.SecureBoot.Schemes[len(m.SecureBoot.Schemes)-1].Scheme
+	p := product(m, profile)
+	p.UnitTemplate = "{{.MAC}} {{.OTAToken}}"
+	if hasHMAC(t, name) {
+		p.More += "encimg_ecies: true\n"
+	}
+	if slices.Contains(m.Schemes, chip.SchemeXTS256) {
+		p.More += "flash_encryption: xts-256\n"
+	}
+	j := signedJob(t, p, scheme, []int{0}, []int{0, 1}[:min(2, m.SecureBoot.DigestSlots)])
+	if full.jobs == nil {
+		full.jobs = map[string]*provision.Job{}
+	}
+	full.jobs[name+profile] = j
+	return j
 }

@@ -9,24 +9,47 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+
+	"github.com/provisiond/provisiond/provision"
 )
 
 // tableRow is a kind of unit that the table is made for.
 type tableRow struct {
 	chip, profile string
 	reserving     bool // the keystore is a server that can reserve
+	full          bool // with all that a recipe can burn: Secure Boot, two digests, more keys
 }
 
-// tableRows are hybrid, release and closed for both chips. On the ESP32 release is
-// closed: the two burn the same (esp-facts F.2).
+// job is the row's product.
+func (r tableRow) job(t testing.TB) *provision.Job {
+	t.Helper()
+	if r.full {
+		return fullJob(t, r.chip, r.profile)
+	}
+	return sampleJob(t, r.chip, r.profile)
+}
+
+// tableRows are hybrid, release and closed for one chip of each generation, and release
+// with all that can be burned for every chip. On the ESP32 release is closed: the two
+// burn the same (esp-facts F.2).
 var tableRows = []tableRow{
-	{"esp32", "hybrid", false},
-	{"esp32", "release", false},
-	{"esp32c3", "hybrid", false},
-	{"esp32c3", "release", false},
-	{"esp32c3", "closed", false},
-	{"esp32", "hybrid", true},
-	{"esp32c3", "release", true},
+	{chip: "esp32", profile: "hybrid"},
+	{chip: "esp32", profile: "release"},
+	{chip: "esp32c3", profile: "hybrid"},
+	{chip: "esp32c3", profile: "release"},
+	{chip: "esp32c3", profile: "closed"},
+	{chip: "esp32", profile: "hybrid", reserving: true},
+	{chip: "esp32c3", profile: "release", reserving: true},
+	{chip: "esp32", profile: "release", full: true},
+	{chip: "esp32s2", profile: "release", full: true},
+	{chip: "esp32c3", profile: "release", full: true},
+	{chip: "esp32s3", profile: "release", full: true},
+	{chip: "esp32c2", profile: "release", full: true},
+	{chip: "esp32c6", profile: "release", full: true},
+	{chip: "esp32h2", profile: "release", full: true},
+	{chip: "esp32p4", profile: "release", full: true},
+	{chip: "esp32c5", profile: "release", full: true},
+	{chip: "esp32c61", profile: "release", full: true},
 }
 
 // own leaves out of a row's table what is another row's as well.
@@ -35,6 +58,8 @@ func (r tableRow) own(list []faultPoint) []faultPoint {
 		switch {
 		case r.reserving:
 			return p.kind != atKeystore && p.step != "reserve" && p.step != "custody"
+		case r.full: // the others have the rest
+			return !slices.Contains([]string{"burn-key", "protect-key", "burn-digests", "protect-digests", "burn-lockdown", "enable-secure-boot", "enable-encryption", "boot-check", "write-protect", "close", "proof"}, p.step)
 		case r.chip == "esp32c3" && r.profile == "closed": // like release but for its last fuse
 			return p.step != "close" && p.step != "proof"
 		}
@@ -47,6 +72,9 @@ func (r tableRow) String() string {
 	if r.reserving {
 		s += " reserving"
 	}
+	if r.full {
+		s += " full"
+	}
 	return s
 }
 
@@ -54,7 +82,7 @@ func (r tableRow) String() string {
 func recorded(t *testing.T, files stationFiles, row tableRow) (ops []operation) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, files, row.chip, row.profile, row.reserving, nil)
+		w := newRowWorld(t, files, row, nil)
 		defer w.close()
 		wantPass(t, w.run(nil, &ops))
 		if err := w.checkWorld(); err != nil {
@@ -126,12 +154,18 @@ func (a *tally) log(t *testing.T) {
 	}
 }
 
-// stretch is the step over the table: a prime. With -all it is 1.
-const stretch = 61
+// Steps over the table: primes. With -all they are 1. The full rows are much alike.
+const (
+	stretch     = 89
+	stretchFull = 509
+)
 
-func tableStride() int {
-	if *every > 0 {
+func (r tableRow) stride() int {
+	switch {
+	case *every > 0:
 		return *every
+	case r.full:
+		return stride(stretchFull * raceFactor)
 	}
 	return stride(stretch * raceFactor)
 }
@@ -152,7 +186,7 @@ func TestFaultTable(t *testing.T) {
 				total += len(list)
 				all.Unlock()
 				var mine tally
-				for _, p := range everyNth(list, tableStride()) {
+				for _, p := range everyNth(list, row.stride()) {
 					out, err := tryPoint(t, files, row, p, func(int) *faultPoint { return nil })
 					if err != nil {
 						t.Error(err)
@@ -177,7 +211,7 @@ func TestFaultTable(t *testing.T) {
 // tryPoint runs one line of the table. What is quarantined must be so for a reason.
 func tryPoint(t *testing.T, files stationFiles, row tableRow, p faultPoint, second func(run int) *faultPoint) (outcome string, failure error) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, files, row.chip, row.profile, row.reserving, &p)
+		w := newRowWorld(t, files, row, &p)
 		defer w.close()
 		// A certificate takes a third of a point's time: with -all not every point has one.
 		w.uncertified = *all && p.kind != atJournal && p.kind != atKeystore && p.n%8 != 0

@@ -20,6 +20,7 @@ import (
 	"github.com/provisiond/provisiond/esp/flashcrypt"
 	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/internal/espsim"
+	"github.com/provisiond/provisiond/internal/espsim/bootrom"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/local"
 	"github.com/provisiond/provisiond/provision"
@@ -188,10 +189,19 @@ type world struct {
 
 func newWorld(t *testing.T, files stationFiles, chipName, profile string, reserving bool, p *faultPoint) *world {
 	t.Helper()
-	w := &world{t: t, key: files.publicKey, job: sampleJob(t, chipName, profile), away: reserving, slot: "1"}
-	w.c = newBoard(t, espsim.Options{Model: model(t, chipName), Faults: p.faults()})
+	return newRowWorld(t, files, tableRow{chip: chipName, profile: profile, reserving: reserving}, p)
+}
+
+func newRowWorld(t *testing.T, files stationFiles, row tableRow, p *faultPoint) *world {
+	t.Helper()
+	w := &world{t: t, key: files.publicKey, job: row.job(t), away: row.reserving, slot: "1"}
+	o := espsim.Options{Model: model(t, row.chip), Faults: p.faults()}
+	if row.full {
+		o.Build = bootrom.Build{SecureBoot: true, Scheme: w.job.Recipe.SecureBoot.Scheme}
+	}
+	w.c = newBoard(t, o)
 	w.before = w.c.Fuses()
-	if reserving {
+	if row.reserving {
 		w.store = &reservingStore{memoryStore: newMemoryStore(true)}
 	}
 	w.open(files.dir)
@@ -795,7 +805,7 @@ func (w *world) checkCertificate(meta *keystore.Meta) error {
 	}
 	s := c.Statement
 	if s.Verdict != string(provision.Pass) || s.KeyFingerprint != meta.Fingerprint.String() || s.Unit != unitMAC.String() ||
-		len(s.Images) != len(w.job.Layout.Regions) || (s.Closing != nil) != w.closed() {
+		len(s.Images) != len(w.job.Layout.Summary()) || (s.Closing != nil) != w.closed() {
 		return fmt.Errorf("the certificate says %s, key %q, %d images, closing %v", s.Verdict, s.KeyFingerprint, len(s.Images), s.Closing)
 	}
 	return nil
