@@ -134,8 +134,8 @@ func (s *otaSite) open() {
 			if s.spoil != nil {
 				b = s.spoil(b)
 			}
-			if n := -1; s.cut != nil {
-				if n = s.cut(r.Request); n >= 0 {
+			if s.cut != nil {
+				if n := s.cut(r.Request); n >= 0 {
 					b = b[:n] // shorter than the header says: the connection is closed
 				}
 			}

@@ -338,6 +338,45 @@ func TestRollback(t *testing.T) {
 		if b.outcomes() != "" {
 			t.Errorf("told %s", b.outcomes())
 		}
+		// A mended release is taken, also when power fails around the choice of a slot
+		// that otadata still calls rejected.
+		for _, moment := range []otaclient.Moment{otaclient.Before, otaclient.Within, otaclient.After} {
+			u.reset()
+			b.offer("2.0.0", u.image("2.0.0", 1))
+			b.want("1.0.0", "update", "ok")
+			u.board.PowerCycle()
+			u.board.PowerCycle()
+			u.runs("factory", "1.0.0")
+			b.offer("2.0.1", u.image("2.0.1", 1))
+			u.board.Cut = func(_ int, op otaclient.Op, _ uint32) otaclient.Moment {
+				if op == otaclient.OpSetBoot {
+					return moment
+				}
+				return otaclient.Never
+			}
+			if _, cut := u.board.Run(t, b.client("1.0.0"), "update"); !cut {
+				t.Fatal("no cut")
+			}
+			u.board.Cut = nil
+			settle(t, b, "1.0.0", "ota_0", "2.0.1")
+		}
+		// One that power failed after, and that is not confirmed, is rolled back from as
+		// any other.
+		u.reset()
+		b.offer("2.0.0", u.image("2.0.0", 1))
+		u.board.Cut = func(_ int, op otaclient.Op, _ uint32) otaclient.Moment {
+			if op == otaclient.OpSetBoot {
+				return otaclient.After
+			}
+			return otaclient.Never
+		}
+		u.board.Run(t, b.client("1.0.0"), "update")
+		u.board.Cut = nil
+		u.runs("ota_0", "2.0.0")
+		u.board.PowerCycle()
+		u.runs("factory", "1.0.0")
+		b.want("1.0.0", "update", "known-bad")
+		b.offer("2.0.1", u.image("2.0.1", 1))
 		// A mended release is taken, and the refused one after it was forgotten.
 		b.offer("2.0.1", u.image("2.0.1", 1))
 		settle(t, b, "1.0.0", "ota_0", "2.0.1")
@@ -534,4 +573,159 @@ func TestBadRecord(t *testing.T) {
 			t.Errorf("with all in order %d bytes were fetched", r.Fetched)
 		}
 	})
+}
+
+// TestBoardFails: an operation of the board fails once, power stays. The client says
+// which, and the next call comes to the end.
+func TestBoardFails(t *testing.T) {
+	eachChip(t, func(t *testing.T, name string) {
+		u := newUnit(t, name, 1)
+		b := newBackend(t, u)
+		im := u.image("2.0.0", 1)
+		names := map[otaclient.Op]string{
+			otaclient.OpErase: "flash-erase", otaclient.OpWrite: "flash-write", otaclient.OpSave: "record", otaclient.OpSetBoot: "set-boot",
+		}
+		failed := map[string]int{}
+		for at, last := 1, false; !last; at++ {
+			u.reset()
+			b.offer("2.0.0", im)
+			var op otaclient.Op
+			u.board.Cut = func(n int, o otaclient.Op, _ uint32) otaclient.Moment {
+				if n != at {
+					return otaclient.Never
+				}
+				op = o
+				return otaclient.Fails
+			}
+			r := b.act("1.0.0", "update")
+			u.board.Cut = nil
+			last = op == 0
+			if r.Err == "ok" {
+				if !last && op != otaclient.OpSave { // the last ones come when the choice is made
+					t.Errorf("operation %d (%c) failed, and all is well", at, op)
+				}
+			} else if r.Err != names[op] {
+				t.Errorf("operation %d (%c) failed: %+v", at, op, r)
+			}
+			failed[r.Err]++
+			settle(t, b, "1.0.0", "ota_0", "2.0.0")
+		}
+		for _, err := range names {
+			if failed[err] == 0 {
+				t.Errorf("%s was never seen", err)
+			}
+		}
+		// The confirmation itself.
+		u.reset()
+		b.offer("2.0.0", im)
+		b.want("1.0.0", "update", "ok")
+		u.board.PowerCycle()
+		u.board.Cut = func(int, otaclient.Op, uint32) otaclient.Moment { return otaclient.Fails }
+		b.want("2.0.0", "confirm", "confirm")
+		u.board.Cut = func(_ int, op otaclient.Op, _ uint32) otaclient.Moment {
+			if op == otaclient.OpSave {
+				return otaclient.Fails
+			}
+			return otaclient.Never
+		}
+		b.want("2.0.0", "confirm", "record")
+		u.board.Cut = nil
+		b.want("2.0.0", "confirm", "ok")
+		if got := b.outcomes(); got != "applied, confirmed" {
+			t.Errorf("told %s", got)
+		}
+	})
+}
+
+// TestOddAnswers: answers that RFC 9110 has and our server does not give, and some
+// that nothing has.
+func TestOddAnswers(t *testing.T) {
+	u := newUnit(t, "esp32c3", 1)
+	b := newBackend(t, u)
+	for _, c := range []struct {
+		name string
+		lie  func()
+		err  string
+	}{
+		{"no ranges", func() { b.head = func(_ http.Header, r *http.Request) { r.Header.Del("Range") } }, "ok"},
+		{"no ranges from the middle on", func() {
+			b.head = func(_ http.Header, r *http.Request) {
+				if !strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") {
+					r.Header.Del("Range")
+				}
+			}
+		}, "changed"},
+		{"another range", func() { b.head = func(_ http.Header, r *http.Request) { r.Header.Set("Range", "bytes=16-4111") } }, "range"},
+		{"a shorter range", func() { b.head = func(_ http.Header, r *http.Request) { r.Header.Set("Range", "bytes=0-4095") } }, "range"},
+		{"beyond the end", func() {
+			b.head = func(_ http.Header, r *http.Request) {
+				if !strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") {
+					r.Header.Set("Range", "bytes=900000-900001")
+					r.Header.Del("If-Range")
+				}
+			}
+		}, "changed"},
+		{"no tag", func() { b.head = func(h http.Header, _ *http.Request) { h.Del("ETag") } }, "protocol"},
+		{"a weak tag", func() { b.head = func(h http.Header, _ *http.Request) { h.Set("ETag", `W/"a"`) } }, "protocol"},
+		{"two tags", func() { b.head = func(h http.Header, _ *http.Request) { h.Add("ETag", `"a"`) } }, "protocol"},
+		{"another tag in spite of If-Range", func() {
+			b.head = func(h http.Header, r *http.Request) {
+				r.Header.Del("If-Range")
+				h.Set("ETag", fmt.Sprintf("%q", fmt.Sprint(b.served)))
+			}
+		}, "changed"},
+		{"an encoding", func() { b.head = func(h http.Header, _ *http.Request) { h.Set("Content-Encoding", "gzip") } }, "protocol"},
+	} {
+		u.reset()
+		b.offer("2.0.0", u.image("2.0.0", 1))
+		b.set(c.lie)
+		r := b.act("1.0.0", "update")
+		if r.Err != c.err {
+			t.Errorf("%s: %+v, want %s", c.name, r, c.err)
+		}
+		u.board.PowerCycle()
+		if c.err == "ok" {
+			u.runs("ota_0", "2.0.0")
+		} else {
+			u.runs("factory", "1.0.0")
+		}
+	}
+	u.reset()
+	b.offer("2.0.0", u.image("2.0.0", 1))
+	b.set(func() { b.chunked = true })
+	b.want("1.0.0", "update", "protocol")
+}
+
+// TestOneStart: what a second call in the same boot does, the defaults, and a version
+// that the server could not be told.
+func TestOneStart(t *testing.T) {
+	u := newUnit(t, "esp32c3", 1)
+	b := newBackend(t, u)
+	b.offer("2.0.0", u.image("2.0.0", 1))
+	client := b.client("not one word")
+	client.Request, client.SaveEvery = 0, 0
+	results, _ := u.board.Run(t, client, "update", "update", "forget", "report", "confirm")
+	want := []otaclient.Result{
+		{Act: "init", Err: "ok"},
+		{Act: "update", Err: "ok", Status: 204},
+		{Act: "update", Err: "ok", Status: 204},
+		{Act: "forget", Err: "argument", Status: 204},
+		{Act: "report", Err: "ok", Status: 204},
+		{Act: "confirm", Err: "ok", Status: 204},
+	}
+	for i, r := range results {
+		r.Fetched, r.Boot = 0, ""
+		if r != want[i] {
+			t.Errorf("%+v, want %+v", r, want[i])
+		}
+	}
+	if got := b.outcomes(); got != "applied" || b.told[0].Version != "" {
+		t.Errorf("told %+v", b.told)
+	}
+	u.board.PowerCycle()
+	u.runs("ota_0", "2.0.0")
+	results, _ = u.board.Run(t, client, "forget", "update", "confirm", "update")
+	if results[1].Err != "argument" || results[2].Err != "pending-verify" || results[3].Err != "ok" || results[4].Err != "ok" {
+		t.Errorf("%+v", results)
+	}
 }

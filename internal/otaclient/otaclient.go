@@ -168,7 +168,7 @@ type Result struct {
 	Boot       string // normal, new, rolled-back
 }
 
-// Moment is when power fails in an operation on the flash.
+// Moment is when power fails in an operation on the board, or that the operation fails.
 type Moment uint8
 
 // The moments.
@@ -177,6 +177,7 @@ const (
 	Before
 	Within // some of it is done
 	After
+	Fails // power stays: the board does not do it and says so
 )
 
 // Op is an operation of the client on its board, as host/board.h lists them.
@@ -338,11 +339,14 @@ func (b *Board) serve(from io.Reader, to io.Writer) (results []Result, err error
 		if moment == Before {
 			return results, errCut
 		}
-		code, answer, err := b.do(op, addr, size, data, moment == Within)
+		code, answer, err := byte(answerError), []byte(nil), error(nil)
+		if moment != Fails {
+			code, answer, err = b.do(op, addr, size, data, moment == Within)
+		}
 		if err != nil {
 			return results, err
 		}
-		if moment != Never {
+		if moment == Within || moment == After {
 			return results, errCut
 		}
 		reply := binary.LittleEndian.AppendUint32([]byte{code}, uint32(len(answer)))
@@ -444,12 +448,14 @@ func (b *Board) state(addr uint32) (byte, error) {
 		return 0, err
 	}
 	switch s {
-	case bootrom.OTAPendingVerify:
+	case bootrom.OTANew:
 		return 1, nil
-	case bootrom.OTAValid:
+	case bootrom.OTAPendingVerify:
 		return 2, nil
-	case bootrom.OTAInvalid, bootrom.OTAAborted:
+	case bootrom.OTAValid:
 		return 3, nil
+	case bootrom.OTAInvalid, bootrom.OTAAborted:
+		return 4, nil
 	}
 	return 0, nil
 }

@@ -381,6 +381,7 @@ func TestRecord(t *testing.T) {
 		"phase":        func(b []byte) []byte { b[4] = 6; return seal(b) },
 		"told":         func(b []byte) []byte { b[5] = 2; return seal(b) },
 		"why":          func(b []byte) []byte { b[6] = 200; return seal(b) },
+		"rejected":     func(b []byte) []byte { b[7] = 2; return seal(b) },
 		"beyond":       func(b []byte) []byte { b[17] = 0x80; return seal(b) },
 		"odd":          func(b []byte) []byte { b[16] = 1; return seal(b) },
 		"slot full":    func(b []byte) []byte { copy(b[88:], "ota_1234"); return seal(b) },

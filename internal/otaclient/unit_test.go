@@ -183,14 +183,16 @@ type backend struct {
 	told    []told
 	served  int // bytes of firmware that were written to the client
 	// The lies.
-	slot     string                              // encrypt for this one
-	unit     *ota.Unit                           // encrypt for that one
-	bytes    func(c []byte) []byte               // what is served, and said to be right
-	spoil    func(c []byte) []byte               // what is served instead of what is said
-	manifest func(m *ota.Manifest)               // before it is signed
-	text     func(b []byte) []byte               // after
-	refuse   func(r *http.Request) (int, string) // a status, and Retry-After
-	stop     func(r *http.Request) int           // the connection breaks after so many bytes of the body; -1: it does not
+	slot     string                               // encrypt for this one
+	unit     *ota.Unit                            // encrypt for that one
+	bytes    func(c []byte) []byte                // what is served, and said to be right
+	spoil    func(c []byte) []byte                // what is served instead of what is said
+	manifest func(m *ota.Manifest)                // before it is signed
+	text     func(b []byte) []byte                // after
+	refuse   func(r *http.Request) (int, string)  // a status, and Retry-After
+	stop     func(r *http.Request) int            // the connection breaks after so many bytes of the body; -1: it does not
+	head     func(h http.Header, r *http.Request) // changes the answer to a request for bytes, or the request
+	chunked  bool                                 // manifests come without their length
 }
 
 func newBackend(t *testing.T, u *unit) *backend {
@@ -224,6 +226,7 @@ func (b *backend) offer(release string, m *ota.Image) {
 	defer b.mu.Unlock()
 	b.release, b.image, b.tag = release, m, `"`+release+`"`
 	b.slot, b.unit, b.bytes, b.spoil, b.manifest, b.text, b.refuse, b.stop = "", nil, nil, nil, nil, nil, nil, nil
+	b.head, b.chunked = nil, false
 	b.told, b.served = nil, 0
 }
 
@@ -288,6 +291,9 @@ func (b *backend) serveManifest(w http.ResponseWriter, r *http.Request) {
 		text = b.text(text)
 	}
 	w.Header().Set("Content-Type", "text/plain")
+	if f, ok := w.(http.Flusher); ok && b.chunked {
+		f.Flush()
+	}
 	_, _ = w.Write(text)
 }
 
@@ -304,6 +310,9 @@ func (b *backend) serveFirmware(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("ETag", b.tag)
+	if b.head != nil {
+		b.head(w.Header(), r)
+	}
 	left := -1
 	if b.stop != nil {
 		left = b.stop(r)

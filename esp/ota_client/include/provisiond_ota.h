@@ -128,6 +128,7 @@ typedef struct {
 /* What otadata says of a slot. */
 typedef enum {
     PROVISIOND_OTA_STATE_UNKNOWN,  /* nothing, or rollback is not in use */
+    PROVISIOND_OTA_STATE_NEW,      /* chosen, and not booted since */
     PROVISIOND_OTA_STATE_PENDING,  /* booted and not confirmed */
     PROVISIOND_OTA_STATE_VALID,
     PROVISIOND_OTA_STATE_REJECTED  /* refused by itself, or rolled back from */
@@ -220,6 +221,7 @@ typedef struct {
     uint8_t phase; /* provisiond_ota_phase */
     bool told;     /* the server knows */
     uint8_t why;   /* provisiond_ota_err, with PHASE_BAD; OK: rolled back */
+    bool rejected; /* otadata had rejected the slot before it was chosen */
     uint32_t address, length, written, secure_version;
     uint8_t sha256_plain[32], sha256_cipher[32];
     char slot[8];
@@ -252,7 +254,9 @@ typedef struct {
 } provisiond_ota;
 
 /* Once after each boot: looks at the slots and the record, and so finds what the
- * boot was. It does not talk to the server. What config points to must stay. */
+ * boot was. It does not talk to the server. What config points to must stay. Where
+ * rollback is not in use, a second call between an update and the restart takes the
+ * update for one that was rolled back from. */
 provisiond_ota_err provisiond_ota_init(provisiond_ota *ota, const provisiond_ota_config *config);
 
 /* The running image works. Call it when the self-test of a new image went well;

@@ -83,24 +83,32 @@ static provisiond_ota_err settle_boot(provisiond_ota *ota)
         return PROVISIOND_OTA_OK;
     }
     if (running) {
-        ota->boot = PROVISIOND_OTA_BOOT_NEW;
-        r->phase = PROVISIOND_OTA_PHASE_SWITCHED;
-        return PROVISIOND_OTA_OK; /* said again at each boot until it is confirmed */
-    }
-    if (r->phase == PROVISIOND_OTA_PHASE_SWITCHING) {
-        /* Power failed around set_boot. If the slot was booted and given up, it is
-         * rejected; otherwise nothing was chosen yet, and it is done again. */
-        memset(&target, 0, sizeof target);
-        memcpy(target.name, r->slot, sizeof target.name);
-        target.address = r->address;
-        err = ota->config.flash->state(ota->config.flash_ctx, &target, &state);
-        if (err != PROVISIOND_OTA_OK) {
-            return err;
-        }
-        if (state != PROVISIOND_OTA_STATE_REJECTED) {
-            r->phase = PROVISIOND_OTA_PHASE_WRITING;
+        ota->boot = PROVISIOND_OTA_BOOT_NEW; /* said again at each boot until it is confirmed */
+        if (r->phase == PROVISIOND_OTA_PHASE_SWITCHING) {
+            r->phase = PROVISIOND_OTA_PHASE_SWITCHED;
             return save(ota);
         }
+        return PROVISIOND_OTA_OK;
+    }
+    memset(&target, 0, sizeof target);
+    memcpy(target.name, r->slot, sizeof target.name);
+    target.address = r->address;
+    err = ota->config.flash->state(ota->config.flash_ctx, &target, &state);
+    if (err != PROVISIOND_OTA_OK) {
+        return err;
+    }
+    if (state == PROVISIOND_OTA_STATE_NEW) { /* there was no restart since */
+        ota->switched_now = true;
+        r->phase = PROVISIOND_OTA_PHASE_SWITCHED;
+        return PROVISIOND_OTA_OK;
+    }
+    if (r->phase == PROVISIOND_OTA_PHASE_SWITCHING && state != PROVISIOND_OTA_STATE_PENDING &&
+        (state != PROVISIOND_OTA_STATE_REJECTED || r->rejected)) {
+        /* Power failed before the choice was made: it is made again. (A slot that was
+         * rejected before says nothing; if it was booted and rejected once more, the
+         * next time tells.) */
+        r->phase = PROVISIOND_OTA_PHASE_WRITING;
+        return save(ota);
     }
     ota->boot = PROVISIOND_OTA_BOOT_ROLLED_BACK;
     return bad_record(ota, PROVISIOND_OTA_OK);
@@ -614,8 +622,14 @@ static provisiond_ota_err read_back(provisiond_ota *ota)
 static provisiond_ota_err switch_over(provisiond_ota *ota)
 {
     provisiond_ota_record *r = &ota->record;
+    provisiond_ota_state state = PROVISIOND_OTA_STATE_UNKNOWN;
     provisiond_ota_err err, kept;
+    err = ota->config.flash->state(ota->config.flash_ctx, &ota->next, &state);
+    if (err != PROVISIOND_OTA_OK) {
+        return err;
+    }
     r->phase = PROVISIOND_OTA_PHASE_SWITCHING;
+    r->rejected = state == PROVISIOND_OTA_STATE_REJECTED;
     err = save(ota);
     if (err != PROVISIOND_OTA_OK) {
         return err;

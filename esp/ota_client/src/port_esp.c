@@ -200,6 +200,9 @@ static provisiond_ota_err flash_state(void *ctx, const provisiond_ota_slot *slot
         return PROVISIOND_OTA_PARTITION;
     }
     switch (s) {
+    case ESP_OTA_IMG_NEW:
+        *state = PROVISIOND_OTA_STATE_NEW;
+        break;
     case ESP_OTA_IMG_PENDING_VERIFY:
         *state = PROVISIOND_OTA_STATE_PENDING;
         break;

@@ -1,6 +1,6 @@
 /* The progress record as it is stored: numbers little-endian, a CRC-32 at the end.
  *
- *   0 "pvO1"   4 phase   5 told   6 why   7 zero
+ *   0 "pvO1"   4 phase   5 told   6 why   7 rejected
  *   8 address  12 length  16 written  20 secure version
  *  24 SHA-256 of the plaintext   56 SHA-256 of the ciphertext
  *  88 slot (8)  96 release (68)  164 version (68)  232 entity tag (112)
@@ -72,6 +72,7 @@ size_t provisiond_ota_record_encode(const provisiond_ota_record *r, uint8_t out[
     out[4] = r->phase;
     out[5] = r->told ? 1 : 0;
     out[6] = r->why;
+    out[7] = r->rejected ? 1 : 0;
     put32(out + 8, r->address);
     put32(out + 12, r->length);
     put32(out + 16, r->written);
@@ -95,13 +96,14 @@ bool provisiond_ota_record_decode(provisiond_ota_record *r, const uint8_t *in, s
     r->phase = in[4];
     r->told = in[5] == 1;
     r->why = in[6];
+    r->rejected = in[7] == 1;
     r->address = get32(in + 8);
     r->length = get32(in + 12);
     r->written = get32(in + 16);
     r->secure_version = get32(in + 20);
     memcpy(r->sha256_plain, in + 24, 32);
     memcpy(r->sha256_cipher, in + 56, 32);
-    if (in[4] > PROVISIOND_OTA_PHASE_BAD || in[5] > 1 || in[6] >= PROVISIOND_OTA_ERR_COUNT || in[7] != 0 ||
+    if (in[4] > PROVISIOND_OTA_PHASE_BAD || in[5] > 1 || in[6] >= PROVISIOND_OTA_ERR_COUNT || in[7] > 1 ||
         r->written > r->length ||
         (r->written % PROVISIOND_OTA_SECTOR != 0 && r->written != r->length) ||
         !get_text(r->slot, in + 88, 8, sizeof r->slot - 1) ||
