@@ -223,7 +223,7 @@ func TestPowerCuts(t *testing.T) {
 				if b.served > len(c)+again {
 					t.Errorf("moment %d of operation %d (%c): %d bytes for %d", moment, at, op, b.served, len(c))
 				}
-				if last := b.told[len(b.told)-1]; last.Outcome != "confirmed" {
+				if !strings.HasSuffix(b.outcomes(), "confirmed") {
 					t.Errorf("moment %d of operation %d (%c): told %s", moment, at, op, b.outcomes())
 				}
 			}
@@ -702,7 +702,7 @@ func TestOneStart(t *testing.T) {
 	u := newUnit(t, "esp32c3", 1)
 	b := newBackend(t, u)
 	b.offer("2.0.0", u.image("2.0.0", 1))
-	client := b.client("not one word")
+	client := b.client("not one \"word\" ü\x07")
 	client.Request, client.SaveEvery = 0, 0
 	results, _ := u.board.Run(t, client, "update", "update", "forget", "report", "confirm")
 	want := []otaclient.Result{
@@ -719,13 +719,14 @@ func TestOneStart(t *testing.T) {
 			t.Errorf("%+v, want %+v", r, want[i])
 		}
 	}
-	if got := b.outcomes(); got != "applied" || b.told[0].Version != "" {
+	if got := b.outcomes(); got != "applied" || b.told[0].Version != "not one \"word\" ü_" || b.have != b.told[0].Version {
 		t.Errorf("told %+v", b.told)
 	}
 	u.board.PowerCycle()
 	u.runs("ota_0", "2.0.0")
+	// The server offers what runs: it is not taken a second time.
 	results, _ = u.board.Run(t, client, "forget", "update", "confirm", "update")
-	if results[1].Err != "argument" || results[2].Err != "pending-verify" || results[3].Err != "ok" || results[4].Err != "ok" {
+	if results[1].Err != "argument" || results[2].Err != "pending-verify" || results[3].Err != "ok" || results[4].Err != "nothing-new" || results[4].Fetched != 0 {
 		t.Errorf("%+v", results)
 	}
 }

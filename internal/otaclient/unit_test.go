@@ -181,7 +181,8 @@ type backend struct {
 	image   *ota.Image
 	tag     string
 	told    []told
-	served  int // bytes of firmware that were written to the client
+	have    string // that the unit last said it runs
+	served  int    // bytes of firmware that were written to the client
 	// The lies.
 	slot     string                               // encrypt for this one
 	unit     *ota.Unit                            // encrypt for that one
@@ -257,6 +258,7 @@ func (b *backend) ciphertext(slot string) (*ota.Update, []byte) {
 
 func (b *backend) serveManifest(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
+	b.have = q.Get("have")
 	up, c := b.ciphertext(q.Get("slot"))
 	nonce, err := hex.DecodeString(q.Get("nonce"))
 	if up == nil || err != nil || len(nonce) != ota.NonceSize {

@@ -131,8 +131,8 @@ provisiond_ota_err provisiond_ota_init(provisiond_ota *ota, const provisiond_ota
     if (ota->config.save_every == 0) {
         ota->config.save_every = DEFAULT_SAVE_EVERY;
     }
-    /* One that the server would not understand is not told, and stops no update. */
-    if (config->version != NULL && !pvo_printable(config->version, strlen(config->version), PROVISIOND_OTA_TEXT_MAX)) {
+    /* No version stops an update. esp_app_desc_t has 32 bytes for it. */
+    if (config->version != NULL && strlen(config->version) > PROVISIOND_OTA_TEXT_MAX) {
         ota->config.version = NULL;
     }
     if (!hash_two(ota, spki_head, sizeof spki_head, config->public_key, sizeof config->public_key, ota->signer)) {
@@ -303,12 +303,8 @@ provisiond_ota_err provisiond_ota_report(provisiond_ota *ota)
     if (err != PROVISIOND_OTA_OK && !final_answer(err)) {
         return err;
     }
-    if (ota->record.phase == PROVISIOND_OTA_PHASE_CONFIRMED) {
-        kept = clear_record(ota);
-    } else {
-        ota->record.told = true;
-        kept = save(ota);
-    }
+    ota->record.told = true;
+    kept = save(ota);
     return kept == PROVISIOND_OTA_OK ? err : kept;
 }
 
@@ -351,7 +347,7 @@ static provisiond_ota_err read_manifest(provisiond_ota *ota, const uint8_t nonce
     pvo_text_query(&t, ota->next.name);
     pvo_text_add(&t, "&nonce=");
     pvo_text_hex(&t, nonce, 16);
-    if (ota->config.version != NULL) {
+    if (ota->config.version != NULL && ota->config.version[0] != '\0') {
         pvo_text_add(&t, "&have=");
         pvo_text_query(&t, ota->config.version);
     }
@@ -474,6 +470,12 @@ static provisiond_ota_err ask(provisiond_ota *ota)
         (same_update(ota) ||
          (r->why == PROVISIOND_OTA_OK && memcmp(r->sha256_plain, ota->manifest.sha256_plain, 32) == 0))) {
         return PROVISIOND_OTA_KNOWN_BAD;
+    }
+    /* It runs. A server that does not know our version does not make us write it to the
+     * other slot, and then to this one, for ever. */
+    if (r->phase == PROVISIOND_OTA_PHASE_CONFIRMED && r->address == ota->running.address &&
+        memcmp(r->sha256_plain, ota->manifest.sha256_plain, 32) == 0) {
+        return PROVISIOND_OTA_NOTHING_NEW;
     }
     if (r->phase == PROVISIOND_OTA_PHASE_WRITING && same_update(ota)) {
         return PROVISIOND_OTA_OK;

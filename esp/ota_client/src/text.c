@@ -70,13 +70,20 @@ static bool unreserved(char c)
            c == '-' || c == '.' || c == '_' || c == '~';
 }
 
+/* The server shows and compares control characters as underscores. */
+static char shown(char c)
+{
+    return (uint8_t)c < 0x20 || c == 0x7F ? '_' : c;
+}
+
 void pvo_text_query(pvo_text *t, const char *s)
 {
     for (; *s != '\0'; s++) {
-        if (unreserved(*s)) {
-            add_char(t, *s);
+        char c = shown(*s);
+        if (unreserved(c)) {
+            add_char(t, c);
         } else {
-            uint8_t b = (uint8_t)*s;
+            uint8_t b = (uint8_t)c;
             add_char(t, '%');
             pvo_text_hex(t, &b, 1);
         }
@@ -90,7 +97,7 @@ void pvo_text_json(pvo_text *t, const char *s)
         if (*s == '"' || *s == '\\') {
             add_char(t, '\\');
         }
-        add_char(t, *s);
+        add_char(t, shown(*s));
     }
     add_char(t, '"');
 }
