@@ -180,6 +180,7 @@ type unit struct {
 	burning  bool // a one-way act was begun, in this run or an earlier one
 	prepared func() prepared
 	repeat   bool   // the flash may hold what is to be written
+	stubless bool   // the recipe's flasher stub does not run on this unit
 	order    string // why the flash is written anew; empty: this is no rework
 	step     int
 	steps    int

@@ -210,8 +210,8 @@ func (u *unit) flashAll(ctx context.Context, regions []layout.Ciphertext) (obser
 	total := u.flashWork(regions)
 	var err error
 	for _, baud := range bauds(u.baud()) {
-		err = nil
-		if baud != u.client.Baud() {
+		err = u.startStub(ctx)
+		if err == nil && baud != u.client.Baud() {
 			if err = u.client.ChangeBaud(ctx, baud); err == nil {
 				err = u.client.ExchangeTest(ctx, 256)
 			}
@@ -222,7 +222,11 @@ func (u *unit) flashAll(ctx context.Context, regions []layout.Ciphertext) (obser
 		}
 		if err == nil {
 			u.res.Baud = baud
-			return observed{"baud": baud, "bytes": u.res.BytesWritten}, nil
+			saw := observed{"baud": baud, "bytes": u.res.BytesWritten}
+			if st, ok := u.job.Recipe.FlasherStub(u.rev); ok && u.client.OnStub() {
+				saw["stub_sha256"] = Hash(st.SHA256)
+			}
+			return saw, nil
 		}
 		if ctx.Err() != nil || errors.Is(err, rom.ErrUnplugged) {
 			return nil, err
@@ -237,6 +241,40 @@ func (u *unit) flashAll(ctx context.Context, regions []layout.Ciphertext) (obser
 	}
 	return nil, stationError(err, "check cable, fixture and power, then start again; nothing was burned",
 		"the flash could not be written at any baud rate")
+}
+
+// startStub starts the recipe's flasher stub for writing and proving flash, where the
+// silicon runs one. Nothing needs it: without, it goes on with the ROM's loader. It
+// ends with the reset before the first burn (prepareBurn).
+func (u *unit) startStub(ctx context.Context) error {
+	st, ok := u.job.Recipe.FlasherStub(u.rev)
+	if !ok || u.stubless || u.client.OnStub() {
+		return nil
+	}
+	without := func(err error) {
+		u.stubless = true
+		u.warn(fmt.Sprintf("the flash is written without the flasher stub: %v", err))
+	}
+	if err := u.client.StubFits(ctx, u.rev); errors.Is(err, rom.ErrStub) {
+		without(err)
+		return nil
+	} else if err != nil {
+		return err
+	}
+	err := u.client.RunStub(ctx, st.Stub, u.rev)
+	if err == nil {
+		_, err = u.attachFlash(ctx)
+		return err
+	}
+	if ctx.Err() != nil || errors.Is(err, rom.ErrUnplugged) {
+		return err
+	}
+	without(err)
+	if err := u.reconnect(ctx); err != nil {
+		return err
+	}
+	_, err = u.attachFlash(ctx)
+	return err
 }
 
 // baud is the rate to begin with: the product's, unless the line is slower.

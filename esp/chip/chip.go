@@ -198,6 +198,10 @@ type Stub struct {
 	// its flash read function: the one way to start a stub there. 0 on chips that
 	// start it as always.
 	ReadHook uint32
+	// OlderBelow and OlderFile: silicon before that revision takes a stub of its own,
+	// in a file of this name. Otherwise the file has the chip's name.
+	OlderBelow Revision
+	OlderFile  string
 }
 
 // Assignment is a field and the value that provisioning gives it.
@@ -299,6 +303,14 @@ func (m Model) BeforeRun() []RegWrite { return slices.Clone(m.beforeRun) }
 
 // HasMagic reports whether v may stand at 0x40001000 of this chip.
 func (m Model) HasMagic(v uint32) bool { return slices.Contains(m.magic, v) }
+
+// StubFile is what esptool calls the file with the stub for silicon of a revision.
+func (m Model) StubFile(rev Revision) string {
+	if rev < m.ROM.Stub.OlderBelow {
+		return m.ROM.Stub.OlderFile
+	}
+	return m.Name + ".json"
+}
 
 // SensitiveEFuse reports whether a register can hold key bytes: a key block's
 // read registers or the programming registers. Traces redact these.

@@ -15,6 +15,7 @@ func esp32p4() Model {
 	e := rsController(0x5012D000, commonRS())
 	rom := newerROM("esp32p4", 40)
 	rom.USBBlock = 0x800
+	rom.Stub.OlderBelow, rom.Stub.OlderFile = 300, "esp32p4-rev1.json"
 	wdt := lpWatchdogs(0x50116000, 0x18)
 	sb := newerSecureBoot(SchemeSupport{Scheme: SignRSA3072}, SchemeSupport{Scheme: SignECDSA256}, SchemeSupport{Scheme: SignECDSA384, MinimumRevision: 300})
 	sb.SHA384Field, sb.WeakECDSA = "SECURE_BOOT_SHA384_EN", true

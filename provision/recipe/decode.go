@@ -63,7 +63,7 @@ var (
 	recipeKeys = []string{
 		"recipe", "revision", "chip", "min_chip_revision", "max_chip_revision", "build", "images",
 		"flash_size", "profile", "boot_check", "keep", "partition_table_offset", "baud",
-		"unit_data", "encimg_ecies", "flash_encryption", "secure_boot", "anti_rollback", "accept_sdm_errata",
+		"unit_data", "encimg_ecies", "flash_encryption", "secure_boot", "anti_rollback", "accept_sdm_errata", "stub",
 	}
 	requiredKeys = []string{"recipe", "revision", "chip", "flash_size", "profile", "boot_check"}
 	imageKeys    = []string{"offset", "file", "name"}
@@ -461,6 +461,9 @@ func (d *decoder) recipe(root *yaml.Node, r *Recipe) {
 		r.AntiRollback = d.boolean(n, "anti_rollback")
 	}
 	d.sdmErrata(root, v["accept_sdm_errata"], knownChip, r)
+	if n, ok := has("stub"); ok {
+		r.Stub, _ = d.filePath(n, "stub", "give the directory with esptool's stubs as JSON files")
+	}
 	if n, ok := has("baud"); ok {
 		list := strings.Trim(strings.ReplaceAll(fmt.Sprint(bauds), " ", ", "), "[]")
 		fix := "write one of " + list

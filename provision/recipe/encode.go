@@ -72,6 +72,9 @@ func (r *Recipe) Encode() []byte {
 	if r.AcceptSDMErrata {
 		line("accept_sdm_errata", "true")
 	}
+	if r.Stub != "" {
+		line("stub", yamlText(r.Stub))
+	}
 	return []byte(b.String())
 }
 
@@ -86,8 +89,8 @@ func revisionText(r fmt.Stringer) string { return `"` + strings.TrimPrefix(r.Str
 // Hash stands for what the recipe makes of a unit. Two recipes with the same hash
 // and the same image hashes make the same product, however they are written.
 //
-// It leaves out where the images lie (their contents have hashes of their own)
-// and the baud rate: moving a build directory or slowing down a bad line does
+// It leaves out where the images lie (their contents have hashes of their own), the
+// baud rate and the flasher stub: moving a build directory or slowing down a bad line does
 // not make another job of a unit that is half done. docs/recipe.md describes
 // the hashed bytes.
 func (r *Recipe) Hash() [sha256.Size]byte {

@@ -117,6 +117,12 @@ type Recipe struct {
 	// Template is what UnitData names. Load reads it, Parse does not.
 	Template *UnitTemplate
 
+	// Stub is the directory of esptool's flasher stubs, "" for none (the default). Load
+	// reads the files for the recipe's chip, Parse does not: see FlasherStub.
+	Stub string
+
+	stubs map[string]FlasherStub // by file name
+
 	model chip.Model
 	src   source
 }
@@ -135,6 +141,9 @@ func Load(path string) (*Recipe, error) {
 		return nil, Errors{{File: path, Problem: err.Error(), Fix: "give the path of a recipe (docs/recipe.md)"}}
 	}
 	r, err := Parse(path, b)
+	if err == nil {
+		err = r.loadStubs()
+	}
 	if err == nil {
 		r.Template, err = r.loadTemplate()
 	}

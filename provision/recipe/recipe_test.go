@@ -158,7 +158,7 @@ func TestParseBad(t *testing.T) {
 		revFix   = `write major.minor in quotes, for example "0.3"`
 		sizeList = "write 1MB, 2MB, 4MB, 8MB, 16MB, 32MB, 64MB or 128MB"
 		bootFix  = `write boot_check: {expect: "text that the application prints", timeout: 10s}`
-		known    = "known are recipe, revision, chip, min_chip_revision, max_chip_revision, build, images, flash_size, profile, boot_check, keep, partition_table_offset, baud, unit_data, encimg_ecies, flash_encryption, secure_boot, anti_rollback, accept_sdm_errata"
+		known    = "known are recipe, revision, chip, min_chip_revision, max_chip_revision, build, images, flash_size, profile, boot_check, keep, partition_table_offset, baud, unit_data, encimg_ecies, flash_encryption, secure_boot, anti_rollback, accept_sdm_errata, stub"
 		onlyApp  = "write a text that only the running application prints"
 		noAlias  = "write the value itself; recipes have no anchors and aliases"
 		bauds    = "write one of 115200, 230400, 460800, 921600, 1000000, 1500000, 2000000"
