@@ -421,6 +421,13 @@ func TestServerGoes(t *testing.T) {
 			u.board.PowerCycle()
 			u.runs("ota_0", "2.0.0")
 		}
+		// It closes connections between two requests: that alone is no failure.
+		u.reset()
+		b.offer("2.0.0", im)
+		b.set(func() { b.impatient = true })
+		b.want("1.0.0", "update", "ok")
+		u.board.PowerCycle()
+		u.runs("ota_0", "2.0.0")
 		u.reset()
 		b.srv.Close()
 		b.want("1.0.0", "update", "connect")

@@ -291,6 +291,16 @@ func TestSignatureForms(t *testing.T) {
 	}
 	full := bytes.Repeat([]byte{0x7F}, 32)
 	high := append([]byte{0}, bytes.Repeat([]byte{0xFF}, 32)...)
+	// Base64 has one form too: the bits that nobody needs are zeros.
+	for _, sig := range [][]byte{der(full, full), der(high, full)} {
+		b64 := base64.StdEncoding.EncodeToString(sig)
+		at := strings.IndexByte(b64, '=') - 1
+		for _, c := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=" {
+			text := b64[:at] + string(c) + b64[at+1:]
+			checkManifest(t, p, []byte(head+"\nsignature "+text+"\n"))
+		}
+		checkManifest(t, p, []byte(head+"\nsignature "+strings.TrimRight(b64, "=")+"\n"))
+	}
 	for name, sig := range map[string][]byte{
 		"plain": der(full, full), "high": der(high, high), "short": der([]byte{1}, []byte{2}),
 		"zero": der([]byte{0}, full), "negative": der([]byte{0x80}, full), "padded": der([]byte{0, 1}, full), "empty": der(nil, full),

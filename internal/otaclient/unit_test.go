@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -184,16 +185,17 @@ type backend struct {
 	have    string // that the unit last said it runs
 	served  int    // bytes of firmware that were written to the client
 	// The lies.
-	slot     string                               // encrypt for this one
-	unit     *ota.Unit                            // encrypt for that one
-	bytes    func(c []byte) []byte                // what is served, and said to be right
-	spoil    func(c []byte) []byte                // what is served instead of what is said
-	manifest func(m *ota.Manifest)                // before it is signed
-	text     func(b []byte) []byte                // after
-	refuse   func(r *http.Request) (int, string)  // a status, and Retry-After
-	stop     func(r *http.Request) int            // the connection breaks after so many bytes of the body; -1: it does not
-	head     func(h http.Header, r *http.Request) // changes the answer to a request for bytes, or the request
-	chunked  bool                                 // manifests come without their length
+	slot      string                               // encrypt for this one
+	unit      *ota.Unit                            // encrypt for that one
+	bytes     func(c []byte) []byte                // what is served, and said to be right
+	spoil     func(c []byte) []byte                // what is served instead of what is said
+	manifest  func(m *ota.Manifest)                // before it is signed
+	text      func(b []byte) []byte                // after
+	refuse    func(r *http.Request) (int, string)  // a status, and Retry-After
+	stop      func(r *http.Request) int            // the connection breaks after so many bytes of the body; -1: it does not
+	head      func(h http.Header, r *http.Request) // changes the answer to a request for bytes, or the request
+	chunked   bool                                 // manifests come without their length
+	impatient bool                                 // connections that wait for a request are closed without a word
 }
 
 func newBackend(t *testing.T, u *unit) *backend {
@@ -202,7 +204,7 @@ func newBackend(t *testing.T, u *unit) *backend {
 	mux.HandleFunc("GET /v1/units/{mac}/manifest", b.serveManifest)
 	mux.HandleFunc("GET /v1/units/{mac}/firmware", b.serveFirmware)
 	mux.HandleFunc("POST /v1/units/{mac}/result", b.serveResult)
-	b.srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	b.srv = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if !strings.HasPrefix(r.URL.Path, "/v1/units/"+u.board.Chip.MAC().String()+"/") {
@@ -217,6 +219,14 @@ func newBackend(t *testing.T, u *unit) *backend {
 		}
 		mux.ServeHTTP(w, r)
 	}))
+	b.srv.Config.ConnState = func(c net.Conn, s http.ConnState) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if s == http.StateIdle && b.impatient {
+			_ = c.Close()
+		}
+	}
+	b.srv.Start()
 	t.Cleanup(b.srv.Close)
 	return b
 }
@@ -227,7 +237,7 @@ func (b *backend) offer(release string, m *ota.Image) {
 	defer b.mu.Unlock()
 	b.release, b.image, b.tag = release, m, `"`+release+`"`
 	b.slot, b.unit, b.bytes, b.spoil, b.manifest, b.text, b.refuse, b.stop = "", nil, nil, nil, nil, nil, nil, nil
-	b.head, b.chunked = nil, false
+	b.head, b.chunked, b.impatient = nil, false, false
 	b.told, b.served = nil, 0
 }
 
