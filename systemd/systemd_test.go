@@ -15,9 +15,13 @@ import (
 	"time"
 
 	"github.com/provisiond/provisiond/provision"
+	"github.com/provisiond/provisiond/provision/ota/server"
 )
 
-const unitFile = "provisiond.service"
+const (
+	unitFile    = "provisiond.service"
+	otaUnitFile = "provisiond-ota.service"
+)
 
 // tool finds one of systemd's programs. .ci/run installs them and sets CI; without
 // CI a machine without systemd is told what it did not test.
@@ -53,10 +57,13 @@ func output(t *testing.T, name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// unit gives the settings of the service, in order, without the sections' names.
-func unit(t *testing.T) map[string][]string {
+// unit gives the settings of the station's service.
+func unit(t *testing.T) map[string][]string { return settings(t, unitFile) }
+
+// settings gives those of a service, in order, without the sections' names.
+func settings(t *testing.T, file string) map[string][]string {
 	t.Helper()
-	f, err := os.Open(unitFile)
+	f, err := os.Open(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +76,7 @@ func unit(t *testing.T) map[string][]string {
 		}
 		key, value, ok := strings.Cut(line, "=")
 		if !ok {
-			t.Fatalf("%s: %q is no setting", unitFile, line)
+			t.Fatalf("%s: %q is no setting", file, line)
 		}
 		m[key] = append(m[key], value)
 	}
@@ -119,13 +126,19 @@ func exposed(t *testing.T, file string) (float64, string) {
 }
 
 func TestExposure(t *testing.T) {
-	const most = 1.5
+	for file, most := range map[string]float64{unitFile: 1.5, otaUnitFile: 1.5} {
+		testExposure(t, file, most)
+	}
+}
+
+func testExposure(t *testing.T, file string, most float64) {
+	t.Helper()
 	version, err := output(t, "systemd-analyze", "--version")
 	if err != nil {
 		t.Fatal(err)
 	}
 	version, _, _ = strings.Cut(version, "\n")
-	got, table := exposed(t, "./"+unitFile)
+	got, table := exposed(t, "./"+file)
 	t.Logf("%s: exposure %.1f", version, got)
 	if got > most {
 		t.Errorf("exposure %.1f with %s, at most %.1f is allowed:\n%s", got, version, most, table)
@@ -142,6 +155,12 @@ func TestExposure(t *testing.T) {
 
 // verify has nothing to say about the unit, and would say something.
 func TestVerify(t *testing.T) {
+	for _, file := range []string{unitFile, otaUnitFile} {
+		t.Run(file, func(t *testing.T) { testVerify(t, file) })
+	}
+}
+
+func testVerify(t *testing.T, unitFile string) {
 	text, err := os.ReadFile(unitFile)
 	if err != nil {
 		t.Fatal(err)
@@ -229,6 +248,38 @@ func TestPromises(t *testing.T) {
 	}
 	for _, c := range u["LoadCredentialEncrypted"] {
 		if !regexp.MustCompile(`^provisiond\.[a-z-]+$`).MatchString(c) {
+			t.Errorf("LoadCredentialEncrypted=%s: write a name of ours without a path", c)
+		}
+	}
+}
+
+// TestOTAPromises holds what the OTA server's setting and its program have in common.
+func TestOTAPromises(t *testing.T) {
+	u := settings(t, otaUnitFile)
+	for key, want := range map[string]string{
+		"Type": "notify", "NotifyAccess": "main", "KillMode": "mixed", "Restart": "on-failure", "RestartPreventExitStatus": strconv.Itoa(provision.ExitUsage),
+		"DynamicUser": "yes", "LimitCORE": "0", "CapabilityBoundingSet": "", "StateDirectory": "provisiond-ota", "StateDirectoryMode": "0700",
+		"PrivateDevices": "yes", "ProtectSystem": "strict", "TimeoutStopSec": "40", // downloads get 20 s
+		"ExecStart": "/usr/bin/provisiond ota serve --config /etc/provisiond/ota.yaml",
+	} {
+		if got := u[key]; !slices.Equal(got, []string{want}) {
+			t.Errorf("%s=%q, want %q", key, got, want)
+		}
+	}
+	if n, err := strconv.Atoi(strings.Join(u["LimitNOFILE"], "")); err != nil || n < server.DefaultConnections+1000 {
+		t.Errorf("LimitNOFILE=%d, %v: every connection is a file", n, err)
+	}
+	text, err := os.ReadFile(filepath.Join("..", "configs", "ota.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range regexp.MustCompile(`credential:([a-z.-]+)`).FindAllStringSubmatch(string(text), -1) {
+		if !slices.Contains(u["LoadCredentialEncrypted"], c[1]) {
+			t.Errorf("configs/ota.yaml names the credential %s, which the service does not load", c[1])
+		}
+	}
+	for _, c := range u["LoadCredentialEncrypted"] {
+		if !regexp.MustCompile(`^provisiond-ota\.[a-z-]+$`).MatchString(c) {
 			t.Errorf("LoadCredentialEncrypted=%s: write a name of ours without a path", c)
 		}
 	}

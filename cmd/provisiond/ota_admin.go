@@ -224,6 +224,9 @@ func (a *app) otaDo(dir string, q otaRequest) (*otaAnswer, error) {
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 		return answer, err
 	}
+	if err := ownFolder(dir); err != nil {
+		return nil, err
+	}
 	s, err := release.Open(dir, release.Options{})
 	if errors.Is(err, release.ErrLocked) {
 		return nil, fmt.Errorf("%w, which does not answer at its socket: is it just starting or ending?", err)
@@ -233,6 +236,19 @@ func (a *app) otaDo(dir string, q otaRequest) (*otaAnswer, error) {
 	}
 	answer, err = q.do(a.ctx, s)
 	return answer, otaFailure(errors.Join(err, s.Close()))
+}
+
+// ownFolder refuses to work in somebody else's folder: files that root makes there
+// could not be read by the server. A running server makes them itself.
+func ownFolder(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil //nolint:nilerr // opening it says what is wrong
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
+		return usage("%s belongs to the user with number %d, and no server runs there: start the server, or work as that user", dir, st.Uid)
+	}
+	return nil
 }
 
 func (a *app) askAdmin(dir string, q otaRequest) (*otaAnswer, error) {

@@ -13,9 +13,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/sample"
+	"github.com/provisiond/provisiond/internal/vaulttest"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/keystore/keystoretest"
 	"github.com/provisiond/provisiond/keystore/local"
@@ -98,13 +100,16 @@ func (l *otaLine) run(code int, args ...string) string {
 }
 
 // ask asks the server as the unit.
-func (l *otaLine) ask(method, url, path, body string) (*http.Response, []byte) {
+func (l *otaLine) ask(method, url, path, body string, header ...string) (*http.Response, []byte) {
 	l.t.Helper()
 	r, err := http.NewRequestWithContext(l.t.Context(), method, url+"/v1/units/"+l.record.Unit.String()+path, strings.NewReader(body))
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	r.Header.Set("Authorization", "Bearer "+l.token)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
 	resp, err := http.DefaultClient.Do(r)
 	if err != nil {
 		l.t.Fatal(err)
@@ -197,10 +202,24 @@ func TestOTAServe(t *testing.T) {
 		t.Error(out)
 	}
 
-	// A rotation.
+	// A rotation: lines go to the new file once the server was told.
 	audit := filepath.Join(l.dir, "ota", "audit.jsonl")
 	if err := os.Rename(audit, audit+".1"); err != nil {
 		t.Fatal(err)
+	}
+	if err := serve.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	vaulttest.Eventually(t, 10*time.Second, "there is a new audit file", func() error {
+		_, err := os.Stat(audit)
+		return err
+	})
+	l.run(0, "ota", "release", "resume", "1.0.0", "--config", "ota.yaml")
+	if resp, b = l.ask("GET", up.URL, "/firmware?slot=ota_0", "", "Range", "bytes=0-15"); resp.StatusCode != 206 || len(b) != 16 {
+		t.Errorf("%d %d bytes", resp.StatusCode, len(b))
+	}
+	if b, err := os.ReadFile(audit); err != nil || bytes.Count(b, []byte("\n")) != 2 {
+		t.Errorf("%v: %s", err, b)
 	}
 	if err := serve.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

@@ -192,6 +192,7 @@ func (p *pkg) contents(ctx context.Context, binary string) error {
 	}
 	for src, dst := range map[string]string{
 		"systemd/provisiond.service":               "/lib/systemd/system/provisiond.service",
+		"systemd/provisiond-ota.service":           "/lib/systemd/system/provisiond-ota.service",
 		"systemd/provisiond.sysusers":              "/usr/lib/sysusers.d/provisiond.conf",
 		"systemd/provisiond.tmpfiles":              "/usr/lib/tmpfiles.d/provisiond.conf",
 		"systemd/60-provisiond.rules":              "/lib/udev/rules.d/60-provisiond.rules",
