@@ -26,15 +26,20 @@ type silicon struct {
 // family lists every chip, and both sides of each change of its silicon.
 var family = []silicon{
 	{"esp32", 301, []int{40}},
-	{"esp32s2", 0, []int{40}}, {"esp32s2", 100, []int{40}},
+	{"esp32s2", 0, []int{40}},
+	{"esp32s2", 100, []int{40}},
 	{"esp32s3", 2, []int{40}},
-	{"esp32c2", 100, []int{26, 40}}, {"esp32c2", 200, []int{40}},
+	{"esp32c2", 100, []int{26, 40}},
+	{"esp32c2", 200, []int{40}},
 	{"esp32c3", 4, []int{40}},
 	{"esp32c5", 100, []int{40, 48}},
 	{"esp32c6", 2, []int{40}},
 	{"esp32c61", 100, []int{40}},
-	{"esp32h2", 1, []int{32}}, {"esp32h2", 102, []int{32}},
-	{"esp32p4", 103, []int{40}}, {"esp32p4", 300, []int{40}}, {"esp32p4", 302, []int{40}},
+	{"esp32h2", 1, []int{32}},
+	{"esp32h2", 102, []int{32}},
+	{"esp32p4", 103, []int{40}},
+	{"esp32p4", 300, []int{40}},
+	{"esp32p4", 302, []int{40}},
 }
 
 // f5Words reads testdata/facts-f5.txt, a transcription of esp-facts F.5: chip,

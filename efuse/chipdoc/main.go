@@ -283,8 +283,10 @@ func profiles(m chip.Model, t *table.Table, scheme chip.Scheme) []profile {
 		return append(out, efuse.Stage{Name: "close", Set: []chip.Assignment{{Field: fuse, Value: 1}}})
 	}
 	return []profile{
-		{"development", development}, {"hybrid", hybrid},
-		{"release", closing(m.Lockdown.ReleaseFuse)}, {"closed", closing(m.Lockdown.ClosedFuse)},
+		{"development", development},
+		{"hybrid", hybrid},
+		{"release", closing(m.Lockdown.ReleaseFuse)},
+		{"closed", closing(m.Lockdown.ClosedFuse)},
 	}
 }
 

@@ -119,8 +119,12 @@ func TestFactsA9(t *testing.T) {
 			feed = 1 << 31
 		}
 		want := []chip.RegWrite{
-			{Addr: protect, Value: 0x50D83AA1, Mask: all}, {Addr: cfg0, Value: 0, Mask: all}, {Addr: protect, Value: 0, Mask: all},
-			{Addr: swdProtect, Value: key, Mask: all}, {Addr: swd, Value: feed, Mask: feed}, {Addr: swdProtect, Value: 0, Mask: all},
+			{Addr: protect, Value: 0x50D83AA1, Mask: all},
+			{Addr: cfg0, Value: 0, Mask: all},
+			{Addr: protect, Value: 0, Mask: all},
+			{Addr: swdProtect, Value: key, Mask: all},
+			{Addr: swd, Value: feed, Mask: feed},
+			{Addr: swdProtect, Value: 0, Mask: all},
 		}
 		if cfg0 == 0 {
 			want = nil
@@ -258,8 +262,15 @@ func TestKeysAreSensitive(t *testing.T) {
 		off  uint32
 		want bool
 	}{
-		{"esp32c2", 0x60, true}, {"esp32c2", 0x7C, true}, {"esp32c2", 0x80, false}, {"esp32c2", 0x5C, false},
-		{"esp32p4", 0x9C, true}, {"esp32p4", 0x15B, true}, {"esp32p4", 0x15C, false}, {"esp32c61", 0x28, true}, {"esp32s2", 0x2C, false},
+		{"esp32c2", 0x60, true},
+		{"esp32c2", 0x7C, true},
+		{"esp32c2", 0x80, false},
+		{"esp32c2", 0x5C, false},
+		{"esp32p4", 0x9C, true},
+		{"esp32p4", 0x15B, true},
+		{"esp32p4", 0x15C, false},
+		{"esp32c61", 0x28, true},
+		{"esp32s2", 0x2C, false},
 	} {
 		m, _ := chip.ByName(c.chip)
 		if got := m.SensitiveEFuse(m.EFuse.Base + c.off); got != c.want {

@@ -132,7 +132,9 @@ func set(addr, value uint32) RegWrite { return RegWrite{Addr: addr, Value: value
 func (w watchdogs) stop() []RegWrite {
 	return []RegWrite{
 		set(w.protect, wdtKey), set(w.cfg0, 0), set(w.protect, 0),
-		set(w.swdProtect, w.swdKey), {Addr: w.swd, Value: w.swdFeed, Mask: w.swdFeed}, set(w.swdProtect, 0),
+		set(w.swdProtect, w.swdKey),
+		{Addr: w.swd, Value: w.swdFeed, Mask: w.swdFeed},
+		set(w.swdProtect, 0),
 	}
 }
 

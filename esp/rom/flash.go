@@ -62,7 +62,7 @@ func (c *Client) SetFlashSize(ctx context.Context, size uint32) error {
 	return err
 }
 
-// ErrReach: the ROM's loader cannot address this part of the flash.
+// ErrReach says that the ROM's loader cannot address this part of the flash.
 var ErrReach = errors.New("beyond what the ROM's loader can address: give a flasher stub")
 
 // reachable checks a region against what the loader addresses: the ROM's wraps to
