@@ -145,9 +145,14 @@ func (e Entry) End() uint64 { return uint64(e.Offset) + uint64(e.Size) }
 // Is reports whether the entry has the type and subtype.
 func (e Entry) Is(t Type, s Subtype) bool { return e.Type == t && e.Subtype == s }
 
+// IsOTA reports whether the entry is one of the slots ota_0 to ota_15.
+func (e Entry) IsOTA() bool {
+	return e.Type == TypeApp && e.Subtype >= AppOTA0 && e.Subtype <= AppOTA15
+}
+
 // SubtypeName is the subtype's name in a partition CSV, or a hexadecimal number.
 func (e Entry) SubtypeName() string {
-	if e.Type == TypeApp && e.Subtype >= AppOTA0 && e.Subtype <= AppOTA15 {
+	if e.IsOTA() {
 		return fmt.Sprintf("ota_%d", e.Subtype-AppOTA0)
 	}
 	if n, ok := subtypeNames[e.Type][e.Subtype]; ok {
@@ -351,7 +356,7 @@ func (t *Table) find(match func(Entry) bool) (Entry, bool) {
 func (t *Table) OTASlots() int {
 	n := 0
 	for _, e := range t.Entries {
-		if e.Type == TypeApp && e.Subtype >= AppOTA0 && e.Subtype <= AppOTA15 {
+		if e.IsOTA() {
 			n++
 		}
 	}
@@ -404,7 +409,7 @@ func (t *Table) Check(flashSize, tableOffset uint32) error {
 			bad("the label %q is there twice", e.Label)
 		}
 		labels[e.Label] = true
-		if e.Type == TypeApp && e.Subtype >= AppOTA0 && e.Subtype <= AppOTA15 {
+		if e.IsOTA() {
 			if slots[e.Subtype] {
 				bad("%s is there twice", e.SubtypeName())
 			}

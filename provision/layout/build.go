@@ -444,7 +444,7 @@ func (b *builder) missing() {
 			"there is no bootloader at 0x%x, where the ROM of %s reads it", b.m.BootloaderOffset, b.m.Title)
 	}
 	bootable := func(e partition.Entry) bool {
-		return e.Type == partition.TypeApp && (e.Subtype == partition.AppFactory || e.Subtype >= partition.AppOTA0 && e.Subtype <= partition.AppOTA15)
+		return e.Is(partition.TypeApp, partition.AppFactory) || e.IsOTA()
 	}
 	for _, e := range b.l.Table.Entries {
 		if bootable(e) && b.has(e.Offset) {

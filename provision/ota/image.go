@@ -112,6 +112,9 @@ func (u *Unit) Check(m *Image, slot partition.Entry, have Known) error {
 	if size > uint64(slot.Size) {
 		return refuse(ReasonSize, "the image has %d bytes, %s of %s has %d", size, slot.SubtypeName(), u.who(), slot.Size)
 	}
+	if slot.Offset%partition.AppAlign != 0 { // mapped segments would not line up
+		return refuse(ReasonMapping, "%s: the address 0x%x is no place for an application: those begin at multiples of 0x%x", u.who(), slot.Offset, partition.AppAlign)
+	}
 	if slot.End() > uint64(u.FlashSize) {
 		return refuse(ReasonRecord, "%s: %v ends beyond its flash of %d bytes", u.who(), slot, u.FlashSize)
 	}

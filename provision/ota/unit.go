@@ -1,6 +1,7 @@
 package ota
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,19 +40,20 @@ func Find(ctx context.Context, store keystore.Store, mac chip.MAC) (keystore.Met
 	if err != nil && !errors.Is(err, keystore.ErrPartial) {
 		return keystore.Meta{}, fmt.Errorf("ota: unit %s: %w", mac, err)
 	}
-	if i := slices.IndexFunc(metas, keystore.Meta.MayBeInSilicon); i >= 0 {
-		if m := metas[i]; m.Current() != keystore.Quarantined {
-			return m, nil
-		}
-		return keystore.Meta{}, refuse(ReasonQuarantined, "unit %s was set aside (state quarantined): resolve that first", mac)
-	}
+	quarantined := func(m keystore.Meta) bool { return m.Current() == keystore.Quarantined }
+	i := slices.IndexFunc(metas, keystore.Meta.MayBeInSilicon)
 	switch {
+	case i >= 0 && !quarantined(metas[i]):
+		return metas[i], nil
+	case slices.ContainsFunc(metas, quarantined): // also one whose key was never burned
+		return keystore.Meta{}, refuse(ReasonQuarantined, "unit %s was set aside (state quarantined): resolve that first", mac)
 	case err != nil: // there may be more where nobody could look
 		return keystore.Meta{}, fmt.Errorf("ota: unit %s: %w", mac, err)
 	case len(metas) == 0:
 		return keystore.Meta{}, refuse(ReasonUnknownUnit, "unit %s: the keystore has no key of it", mac)
 	}
-	return keystore.Meta{}, refuse(ReasonKeyState, "unit %s: no key of it is in silicon, the last one is %s: the unit was not provisioned to its end", mac, metas[len(metas)-1].Current())
+	last := cmp.Or(metas[len(metas)-1].Current(), "stored only")
+	return keystore.Meta{}, refuse(ReasonKeyState, "unit %s: no key of it is in silicon, the last one is %s: the unit was not provisioned to its end", mac, last)
 }
 
 // Lookup finds a unit and loads its key.
@@ -109,7 +111,7 @@ func (u *Unit) Slots() []partition.Entry { return Slots(u.Table) }
 func Slots(t *partition.Table) []partition.Entry {
 	var out []partition.Entry
 	for _, e := range t.Entries {
-		if e.Type == partition.TypeApp && e.Subtype >= partition.AppOTA0 && e.Subtype <= partition.AppOTA15 {
+		if e.IsOTA() {
 			out = append(out, e)
 		}
 	}
@@ -122,12 +124,18 @@ func Slots(t *partition.Table) []partition.Entry {
 func (u *Unit) Slot(name string) (partition.Entry, error) {
 	slots := u.Slots()
 	names := make([]string, len(slots))
+	var found []partition.Entry
 	for i, e := range slots {
 		if names[i] = e.SubtypeName(); names[i] == name {
-			return e, nil
+			found = append(found, e)
 		}
 	}
-	if len(names) == 0 {
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		return partition.Entry{}, refuse(ReasonSlot, "the partition table of %s has the slot %s twice, at 0x%x and at 0x%x", u.who(), name, found[0].Offset, found[1].Offset)
+	case len(names) == 0:
 		return partition.Entry{}, refuse(ReasonSlot, "%s has no OTA slots in its partition table", u.who())
 	}
 	return partition.Entry{}, refuse(ReasonSlot, "%s has no slot %q: it has %s", u.who(), name, strings.Join(names, ", "))

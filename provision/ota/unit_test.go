@@ -185,9 +185,16 @@ func TestLookup(t *testing.T) {
 		"not burned":  {store(keystore.MayBeInSilicon, keystore.NotInSilicon).Unit, ota.ReasonKeyState},
 		"superseded":  {store(keystore.Superseded).Unit, ota.ReasonKeyState},
 		"quarantined": {store(keystore.MayBeInSilicon, keystore.InSilicon, keystore.Quarantined).Unit, ota.ReasonQuarantined},
+		// What was set aside before a burn is no less set aside.
+		"quarantined, stored":     {store(keystore.Quarantined).Unit, ota.ReasonQuarantined},
+		"quarantined, not burned": {store(keystore.MayBeInSilicon, keystore.NotInSilicon, keystore.Quarantined).Unit, ota.ReasonQuarantined},
+		"given up after that":     {store(keystore.Quarantined, keystore.Superseded).Unit, ota.ReasonKeyState},
 	} {
 		_, err := ota.Lookup(t.Context(), s, c.unit)
 		wantReason(t, name, err, c.want)
+		if err != nil && strings.Contains(err.Error(), "is :") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -382,6 +389,30 @@ func TestRefusals(t *testing.T) {
 	small.FlashSize = 1 << 20
 	_, err := ota.Prepare(&small, must(ota.ParseImage(app)), "ota_1", ota.Known{})
 	wantReason(t, "beyond the flash", err, ota.ReasonRecord)
+	// Tables that nobody checked: an application off its page, a slot twice.
+	odd := *c3
+	entry := partition.Entry{Type: partition.TypeApp, Subtype: partition.AppOTA0, Offset: 0x11000, Size: 0x10000, Label: "a"}
+	odd.Table = partition.New(entry)
+	_, err = ota.Prepare(&odd, must(ota.ParseImage(app)), "ota_0", ota.Known{})
+	wantReason(t, "off its page", err, ota.ReasonMapping)
+	again := entry
+	again.Offset, again.Label = 0x30000, "b"
+	odd.Table = partition.New(entry, again)
+	_, err = odd.Slot("ota_0")
+	wantReason(t, "twice", err, ota.ReasonSlot)
+	// To the last byte of the slot and of the flash, and one block more.
+	odd.FlashSize = 0x20000
+	entry.Offset, entry.Size = 0x10000, 0x10000
+	odd.Table = partition.New(entry)
+	full := bytes.Clone(app)
+	for len(full) < 0x10000 {
+		full = append(full, 0xFF)
+	}
+	if up, err := ota.Prepare(&odd, must(ota.ParseImage(full)), "ota_0", ota.Known{}); err != nil || up.Ciphertext.Size() != 0x10000 {
+		t.Errorf("a full slot: %v", err)
+	}
+	_, err = ota.Prepare(&odd, must(ota.ParseImage(append(bytes.Clone(full), 0xFF))), "ota_0", ota.Known{})
+	wantReason(t, "one byte more", err, ota.ReasonSize)
 	none := *c3
 	none.Table = partition.New()
 	_, err = none.Slot("ota_0")
