@@ -344,6 +344,56 @@ func TestLastKeyBlockFamily(t *testing.T) {
 	}
 }
 
+// On the H2 the same is true of ECDSA keys, and before v1.2 each needs a fuse of its
+// own (B.7).
+func TestECDSAKeysH2(t *testing.T) {
+	for _, c := range []struct {
+		rev   chip.Revision
+		block string
+		fuse  bool
+		ok    bool
+	}{{1, "KEY1", true, true}, {102, "KEY1", false, true}, {1, "KEY5", true, false}, {102, "KEY5", false, false}} {
+		f := newSilicon(t, "esp32h2", c.rev)
+		cp, err := efuse.NewPlan(f.m, efuse.Stage{Name: "key", Keys: []efuse.KeyBurn{{Block: c.block, Purpose: "ECDSA_KEY"}}}).Check(read(t, f))
+		if (err == nil) != c.ok {
+			t.Errorf("%v %s: %v", c.rev, c.block, err)
+		}
+		if err != nil {
+			continue
+		}
+		if got := cp.Expected(0).Block0()[3]&(1<<18) != 0; got != c.fuse {
+			t.Errorf("%v: ECDSA_FORCE_USE_HARDWARE_K %v", c.rev, got)
+		}
+	}
+}
+
+// Two fuses of the ESP32-S3 crash its download mode together (H 12).
+func TestNeverTogether(t *testing.T) {
+	refused := func(f *fake, st ...efuse.Stage) bool {
+		_, err := efuse.NewPlan(f.m, st...).Check(read(t, f))
+		if err != nil && !strings.Contains(err.Error(), "DIS_USB_JTAG and DIS_USB_SERIAL_JTAG: together break the download mode") {
+			t.Errorf("%v", err)
+		}
+		return err != nil
+	}
+	both := []efuse.Stage{set("DIS_USB_JTAG", 1), {Name: "more", Set: []chip.Assignment{{Field: "DIS_USB_SERIAL_JTAG", Value: 1}}}}
+	f := newSilicon(t, "esp32s3", 2)
+	if !refused(f, both...) || refused(f, both[0]) || refused(f, both[1]) {
+		t.Error("virgin")
+	}
+	f.setField("DIS_USB_SERIAL_JTAG", 1)
+	if !refused(f, both[0]) || refused(f, set("DIS_PAD_JTAG", 1)) {
+		t.Error("with one of them set")
+	}
+	f.setField("DIS_USB_JTAG", 1)
+	if refused(f, set("DIS_PAD_JTAG", 1)) {
+		t.Error("with both set already, nothing is made worse")
+	}
+	if refused(newSilicon(t, "esp32c6", 2), both...) {
+		t.Error("another chip bears it")
+	}
+}
+
 // Damage in each RS-coded block of each chip is reported for that block (B.6).
 func TestRSErrorsFamily(t *testing.T) {
 	for _, s := range family {

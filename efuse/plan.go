@@ -156,6 +156,7 @@ func (p Plan) Check(s *Snapshot) (CheckedPlan, error) {
 		cp.stages = append(cp.stages, c.stage(st, i == len(p.stages)-1))
 	}
 	c.resumed(cp)
+	c.conflicts(s)
 	if len(c.problems) > 0 {
 		return CheckedPlan{}, &CheckError{c.problems}
 	}
@@ -394,15 +395,32 @@ func (c *checker) purposeRules(cs *checkedStage, f table.Field, now, v uint64) {
 		case now != 0 && now != v:
 			c.problem(cs.Name, f.Name, "is %s already", purposeName(c.t, now))
 		case c.noXTS(b, p):
-			c.problem(cs.Name, f.Name, "%s cannot use %s for flash encryption", c.m.Title, b.Name)
+			c.problem(cs.Name, f.Name, "%s cannot use %s for %s", c.m.Title, b.Name, p.Name)
 		}
 	}
 }
 
-// noXTS reports the quirk of ESP32-C3, S3, C6 and H2: KEY5 never works as an XTS
-// key (ESP-IDF SOC_EFUSE_BLOCK9_KEY_PURPOSE_QUIRK).
+// noXTS reports the quirk of ESP32-C3, S3, C6 and H2: KEY5 never works as an XTS key,
+// nor as an ECDSA key on the one of them that has those (ESP-IDF
+// SOC_EFUSE_BLOCK9_KEY_PURPOSE_QUIRK).
 func (c *checker) noXTS(b table.Block, p table.Purpose) bool {
-	return c.m.EFuse.NoXTSInLastKey && b.Name == fmt.Sprintf("KEY%d", c.m.EFuse.KeyBlocks-1) && strings.HasPrefix(p.Name, "XTS_")
+	return c.m.EFuse.NoXTSInLastKey && b.Name == fmt.Sprintf("KEY%d", c.m.EFuse.KeyBlocks-1) &&
+		(strings.HasPrefix(p.Name, "XTS_") || strings.HasPrefix(p.Name, "ECDSA_"))
+}
+
+// conflicts refuses fuses that must not be set together, unless they are already.
+func (c *checker) conflicts(s *Snapshot) {
+	for _, list := range c.m.EFuse.NeverTogether {
+		all := func(value func(table.Field) uint64) bool {
+			return !slices.ContainsFunc(list, func(name string) bool {
+				f, ok := c.t.Field(name)
+				return !ok || value(f) == 0
+			})
+		}
+		if all(c.get) && !all(s.value) {
+			c.problem("", strings.Join(list, " and "), "together break the download mode of %s", c.m.Title)
+		}
+	}
 }
 
 // locked says whether a bit of WR_DIS, or that of the whole block, is set.

@@ -695,10 +695,10 @@ var tables = []*Table{
 			{File: "components/efuse/esp32h2/esp_efuse_table_v0.0_v1.1.csv", Revision: "102122904ade11fd1ae373848f34ffd7dfb18aeb", SHA256: "c716007e65eafc1e0c118cc0c1d6bc40b8c75241fc74699bad8b7aa0df6d780c"},
 		},
 		hash: [32]byte{
-			0x8e, 0x63, 0xe7, 0xe6, 0xf0, 0x9d, 0x4d, 0xff,
-			0xed, 0x5f, 0xa8, 0xe0, 0x81, 0x28, 0x45, 0x1a,
-			0x75, 0x57, 0xcd, 0x69, 0x98, 0xcf, 0xf8, 0x1f,
-			0x12, 0xf2, 0x7e, 0xd5, 0x84, 0x0f, 0x39, 0xbc,
+			0xdc, 0xfc, 0x5d, 0xd8, 0x75, 0xfe, 0xe1, 0xc7,
+			0x66, 0x70, 0x38, 0xa1, 0xf6, 0x29, 0x6e, 0x51,
+			0x62, 0xf4, 0x1f, 0xca, 0x33, 0x4b, 0x1f, 0xe2,
+			0x59, 0x2b, 0x91, 0x16, 0x91, 0xbc, 0x45, 0x1f,
 		},
 		blocks: []Block{
 			{Index: 0, Name: "BLOCK0", Aliases: []string{"BLK0"}, ReadOff: 0x02c, WriteOff: 0x000, Words: 6, WRDis: -1, RDDis: -1, RDDisAll: nil, Key: false},
@@ -715,7 +715,7 @@ var tables = []*Table{
 		},
 		purposes: []Purpose{
 			{Name: "USER", Value: 0, Block: "", Bytes: 32, Reversed: false, Reading: ReadAny},
-			{Name: "ECDSA_KEY", Value: 1, Block: "", Bytes: 32, Reversed: true, Reading: ReadMust},
+			{Name: "ECDSA_KEY", Value: 1, Block: "", Bytes: 32, Reversed: true, Reading: ReadMust, Sets: []string{"ECDSA_FORCE_USE_HARDWARE_K"}},
 			{Name: "XTS_AES_128_KEY", Value: 4, Block: "", Bytes: 32, Reversed: true, Reading: ReadMust},
 			{Name: "HMAC_DOWN_ALL", Value: 5, Block: "", Bytes: 32, Reversed: false, Reading: ReadMust},
 			{Name: "HMAC_DOWN_JTAG", Value: 6, Block: "", Bytes: 32, Reversed: false, Reading: ReadMust},

@@ -306,7 +306,7 @@ func TestPurposes(t *testing.T) {
 		"esp32s3":      user + xts256 + xts128 + hmac + digest,
 		"esp32c3":      user + xts128 + hmac + digest,
 		"esp32c6":      user + xts128 + hmac + digest,
-		"esp32h2":      user + ecdsa + xts128 + hmac + digest,
+		"esp32h2":      user + "1 ECDSA_KEY 32 reversed must ECDSA_FORCE_USE_HARDWARE_K|" + xts128 + hmac + digest,
 		"esp32h2_v1.2": user + ecdsa + xts128 + hmac + digest,
 		"esp32c5":      user + ecdsa + xts128 + hmac + digest + km + "15 XTS_AES_128_PSRAM_KEY 32 reversed must|" + curves,
 		"esp32c61":     user + ecdsa + xts128 + digest,

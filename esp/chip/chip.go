@@ -126,17 +126,18 @@ type EFuse struct {
 	Timing               []Timing // by crystal; empty: the reset defaults are right
 	RepeatErr            uint32   // REPEAT_ERR0 (EFuseRS)
 	RepeatErrWords       int
-	RSErr                [2]uint32 // RS_ERR0, RS_ERR1; the second is 0 where one holds all blocks
-	RSFailShifted        bool      // C3: fail bit of block n sits in the nibble above (esp-facts B.6)
-	DecStatus            uint32    // DEC_STATUS (EFuseESP32)
-	KeyOff               uint32    // read registers of the first key block, offset from Base (EFuseRS)
-	MACOff               uint32    // the word of the MAC's last four bytes, offset from Base
-	KeyBlocks            int       // how many key blocks there are
-	NoXTSInLastKey       bool      // KEY5 cannot hold an XTS key (C3, S3, C6, H2)
-	FlashCryptCount      string    // field name of the crypt counter
-	FlashCryptCountFull  uint32    // its value with every bit set
-	FirstByBlockRevision Revision  // S3: silicon with this block revision and minor bits 2:0 zero is v0.0
-	RevisionBit2Register uint32    // ESP32: APB register whose bit 31 is the third revision bit
+	RSErr                [2]uint32  // RS_ERR0, RS_ERR1; the second is 0 where one holds all blocks
+	RSFailShifted        bool       // C3: fail bit of block n sits in the nibble above (esp-facts B.6)
+	DecStatus            uint32     // DEC_STATUS (EFuseESP32)
+	KeyOff               uint32     // read registers of the first key block, offset from Base (EFuseRS)
+	MACOff               uint32     // the word of the MAC's last four bytes, offset from Base
+	KeyBlocks            int        // how many key blocks there are
+	NoXTSInLastKey       bool       // KEY5 cannot hold an XTS key (C3, S3, C6, H2)
+	NeverTogether        [][]string // fuses that break the chip's download mode when all of a list are set
+	FlashCryptCount      string     // field name of the crypt counter
+	FlashCryptCountFull  uint32     // its value with every bit set
+	FirstByBlockRevision Revision   // S3: silicon with this block revision and minor bits 2:0 zero is v0.0
+	RevisionBit2Register uint32     // ESP32: APB register whose bit 31 is the third revision bit
 }
 
 // Timing is what has to stand in the eFuse controller while it burns (esp-facts

@@ -8,6 +8,7 @@ func esp32s3() Model {
 	l.wrTim1, l.wrTim2 = 0x1F4, 0x1F8
 	e := rsController(0x60007000, l)
 	e.NoXTSInLastKey, e.FirstByBlockRevision = true, 101
+	e.NeverTogether = [][]string{{"DIS_USB_JTAG", "DIS_USB_SERIAL_JTAG"}} // esp-idf#13946, esp-facts H 12
 	e.Timing = sameTiming(dacTiming(e), 40)
 	rom := newerROM("esp32s3", 40)
 	rom.USBBlock = 0x800

@@ -278,3 +278,37 @@ func TestKeysAreSensitive(t *testing.T) {
 		}
 	}
 }
+
+// The SPI1 controller and the UART, as ESP-IDF's soc/<chip> headers have them.
+func TestSPIAndUART(t *testing.T) {
+	for name, want := range map[string][3]uint32{
+		"esp32": {0x3FF42000, 0x3FF40014, 0x60000078}, "esp32s2": {0x3F402000, 0x3F400014, 0x60000078},
+		"esp32s3": {0x60002000, 0x60000014, 0x60000080}, "esp32c2": {0x60002000, 0x60000014, 0x6000007C},
+		"esp32c3": {0x60002000, 0x60000014, 0x6000007C}, "esp32c5": {0x60003000, 0x60000014, 0x6000007C},
+		"esp32c6": {0x60003000, 0x60000014, 0x6000007C}, "esp32c61": {0x60003000, 0x60000014, 0x6000007C},
+		"esp32h2": {0x60003000, 0x60000014, 0x6000007C}, "esp32p4": {0x5008D000, 0x500CA014, 0x500CA08C},
+	} {
+		m, _ := chip.ByName(name)
+		if m.SPI.Cmd != want[0] || m.UART.ClkDiv != want[1] || m.UART.Date != want[2] {
+			t.Errorf("%s: SPI at 0x%08X, UART 0x%08X and 0x%08X", name, m.SPI.Cmd, m.UART.ClkDiv, m.UART.Date)
+		}
+		if name != "esp32" && (m.SPI.Usr2 != want[0]+0x20 || m.SPI.MISODLen != want[0]+0x28 || m.SPI.W0 != want[0]+0x58) {
+			t.Errorf("%s: %+v", name, m.SPI)
+		}
+	}
+}
+
+func TestStubFile(t *testing.T) {
+	for _, m := range chip.All() {
+		want := m.Name + ".json"
+		if m.StubFile(9999) != want {
+			t.Errorf("%s: %s", m.Name, m.StubFile(9999))
+		}
+		if m.Name == "esp32p4" {
+			want = "esp32p4-rev1.json"
+		}
+		if m.StubFile(299) != want {
+			t.Errorf("%s before v3.0: %s", m.Name, m.StubFile(299))
+		}
+	}
+}
