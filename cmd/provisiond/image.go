@@ -17,6 +17,7 @@ import (
 	"github.com/provisiond/provisiond/esp/flashcrypt"
 	"github.com/provisiond/provisiond/esp/image"
 	"github.com/provisiond/provisiond/esp/partition"
+	"github.com/provisiond/provisiond/station/outbox"
 )
 
 type imageCmd struct {
@@ -31,7 +32,7 @@ type imageCmd struct {
 // cryptFlags are what both directions need.
 type cryptFlags struct {
 	Chip             string  `help:"The chip; it decides the scheme." required:"" placeholder:"C"`
-	KeyFile          string  `help:"The key: 32 bytes, or 24 for an ESP32 with 3/4 coding." required:"" placeholder:"F"`
+	KeyFile          string  `help:"The key, in a file of mode 0600: 32 bytes; 24 for an ESP32 with 3/4 coding, 64 for XTS-AES-256, 16 for an ESP32-C2 with a derived key." required:"" placeholder:"F"`
 	Address          address `help:"The flash address of the first byte." required:"" placeholder:"A"`
 	FlashCryptConfig *uint8  `help:"FLASH_CRYPT_CONFIG of an ESP32, 0 to 15. Default: 15." placeholder:"N"`
 	In               string  `arg:"" help:"The file to read." placeholder:"IN"`
@@ -59,7 +60,7 @@ func (c cryptFlags) cipher() (chip.Model, flashcrypt.Cipher, error) {
 	if err != nil {
 		return m, nil, err
 	}
-	key, err := readLimited(c.KeyFile, 128)
+	key, err := readKeyFile(c.KeyFile)
 	if err != nil {
 		return m, nil, usage("--key-file: %w", err)
 	}
@@ -116,6 +117,20 @@ type imageDecryptCmd struct{ cryptFlags }
 func (c *imageDecryptCmd) Run(*app) error {
 	// What somebody encrypted is for its owner only.
 	return c.run(false, 0o600, func(ci flashcrypt.Cipher, b []byte) error { return ci.Decrypt(b, b, uint32(c.Address)) })
+}
+
+// readKeyFile reads a flash key from a file that nobody else can read, or from a
+// pipe, which has no mode that matters.
+func readKeyFile(name string) ([]byte, error) {
+	const limit = 128 // bytes: longer than any key
+	if st, err := os.Stat(name); err == nil && st.Mode()&(fs.ModeNamedPipe|fs.ModeCharDevice) != 0 {
+		return readLimited(name, limit)
+	}
+	b, err := outbox.ReadSecret(name, limit)
+	if err == nil && len(b) == 0 {
+		err = fmt.Errorf("%s is empty", name)
+	}
+	return b, err
 }
 
 func readLimited(path string, limit int64) ([]byte, error) {

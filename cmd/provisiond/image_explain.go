@@ -6,6 +6,7 @@ import (
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/explain"
+	"github.com/provisiond/provisiond/esp/flashcrypt"
 	"github.com/provisiond/provisiond/esp/image"
 )
 
@@ -58,6 +59,9 @@ func (c *imageExplainCmd) Run(a *app) error {
 
 // options are what the flags say about the unit.
 func (c *imageExplainCmd) options(a *app) (o explain.Options, done func(), err error) {
+	if c.Address != nil && *c.Address%flashcrypt.BlockSize != 0 {
+		return o, nil, usage("--address 0x%x: ciphertext begins at multiples of %d", uint32(*c.Address), flashcrypt.BlockSize)
+	}
 	o = explain.Options{Revision: image.RevisionUnknown, Address: (*uint32)(c.Address)}
 	done = func() {}
 	f := unitFlags{Unit: c.Unit, Keystore: c.Keystore, Identity: c.Identity, KeyFile: c.KeyFile, Chip: c.Chip, PartitionTable: c.PartitionTable, FlashCryptConfig: c.CryptConfig}

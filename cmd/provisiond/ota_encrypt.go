@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/provisiond/provisiond/esp/chip"
@@ -39,7 +40,7 @@ type unitFlags struct {
 	Unit             string   `help:"The unit, by its base MAC." placeholder:"MAC"`
 	Keystore         string   `help:"The keystore with the unit's key, and a login that may read it: a file, or vault:FILE.yaml." placeholder:"S"`
 	Identity         string   `help:"The age identity file that opens a local keystore." placeholder:"FILE"`
-	KeyFile          string   `aliases:"keyfile" help:"The unit's key in a file, instead of a keystore." placeholder:"F"`
+	KeyFile          string   `aliases:"keyfile" help:"The unit's key in a file of mode 0600, instead of a keystore." placeholder:"F"`
 	Chip             string   `help:"With --key-file: the chip." placeholder:"C"`
 	PartitionTable   string   `help:"With --key-file: the partition table, as it is flashed (plaintext)." placeholder:"T"`
 	Address          *address `help:"With --key-file and without a partition table: the flash address of the slot." placeholder:"A"`
@@ -71,8 +72,11 @@ func (f unitFlags) mac() (chip.MAC, error) {
 		return chip.MAC{}, nil
 	}
 	mac, err := chip.ParseMAC(f.Unit)
-	if err != nil {
+	switch {
+	case err != nil:
 		return mac, usage("--unit: %w", err)
+	case mac == chip.MAC{} || mac[0]&1 != 0:
+		return mac, usage("--unit: %s is not the address of one unit", mac)
 	}
 	return mac, nil
 }
@@ -91,7 +95,7 @@ func (f unitFlags) fromFile() (*ota.Unit, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := readLimited(f.KeyFile, 128)
+	raw, err := readKeyFile(f.KeyFile)
 	if err != nil {
 		return nil, usage("--key-file: %w", err)
 	}
@@ -189,7 +193,7 @@ type otaEncryptCmd struct {
 	AllSlots      bool     `help:"Every slot of the partition table."`
 	In            string   `help:"The application image, in plaintext." required:"" placeholder:"F"`
 	Out           string   `help:"The folder for the files; made if it is missing." required:"" placeholder:"DIR"`
-	ManifestKey   string   `help:"Sign a manifest per slot: a PEM file of mode 0600, credential:NAME, or vault-transit:FILE.yaml[#KEY[/vN]]." placeholder:"K"`
+	ManifestKey   string   `help:"Sign a manifest per slot: a PEM file of mode 0600, credential:NAME, vault-transit:FILE.yaml[#KEY[/vN]], or a PKCS #11 URI." placeholder:"K"`
 	Release       string   `help:"The name of the release in manifests." placeholder:"NAME"`
 	SecureVersion uint32   `help:"The secure_version that the unit has, if it is known: an older image is refused." placeholder:"N"`
 	JSON          bool     `help:"Answer in JSON."`
@@ -262,6 +266,11 @@ func (c *otaEncryptCmd) checkFlags() error {
 	case !byAddress && (len(c.Slot) > 0) == c.AllSlots:
 		return usage("give --slot ota_0 (may be repeated), or --all-slots")
 	}
+	for i, s := range c.Slot {
+		if slices.Contains(c.Slot[:i], s) {
+			return usage("--slot %s is there twice", s)
+		}
+	}
 	return c.check()
 }
 
@@ -269,8 +278,8 @@ func (c *otaEncryptCmd) checkFlags() error {
 func (c *otaEncryptCmd) prepare(u *ota.Unit, img *ota.Image) ([]*ota.Update, error) {
 	if c.Address != nil {
 		at := uint32(*c.Address)
-		if align := u.Chip.EncryptedAlign; at%align != 0 || at >= u.Chip.MaxFlash {
-			return nil, usage("--address 0x%x: on the %s it is a multiple of %d below 0x%x", at, u.Chip.Title, align, u.Chip.MaxFlash)
+		if at%partition.AppAlign != 0 || at >= u.Chip.MaxFlash {
+			return nil, usage("--address 0x%x: an application begins at a multiple of 0x%x, on the %s below 0x%x; `provisiond image encrypt` takes any file for any address", at, partition.AppAlign, u.Chip.Title, u.Chip.MaxFlash)
 		}
 		// Where it ends nobody says.
 		slot := partition.Entry{Type: partition.TypeApp, Offset: at, Size: u.Chip.MaxFlash - at}
@@ -328,6 +337,9 @@ func (c *otaEncryptCmd) write(a *app, updates []*ota.Update, signer ota.Signer) 
 		}
 	}()
 	add := func(path string, fill func(o *wholeFile) error) error {
+		if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+			return usage("--out: %s is there and no plain file", path)
+		}
 		o, err := newWholeFile(path, 0o666)
 		if err != nil {
 			return usage("--out: %w", err)
@@ -472,20 +484,12 @@ func (c *otaKeyCmd) Run(a *app) error {
 		return err
 	}
 	defer clear(private)
-	pub := c.Out + ".pub"
-	for _, name := range []string{c.Out, pub} {
-		if _, err := os.Lstat(name); err == nil {
-			return usage("%s exists already; nothing was changed", name)
-		}
-	}
 	text, err := ota.MarshalPublicKey(public)
 	if err != nil {
 		return err
 	}
-	if err := writeWhole(c.Out, private, 0o600); err != nil {
-		return err
-	}
-	if err := writeWhole(pub, text, 0o666); err != nil {
+	pub := c.Out + ".pub"
+	if err := writeKeyPair([2]string{"FILE", "FILE.pub"}, c.Out, private, pub, text); err != nil {
 		return err
 	}
 	return c.tell(a, public, pub)

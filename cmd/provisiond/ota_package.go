@@ -244,11 +244,7 @@ func (c *packageKeygenCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	if err := writeNewAs("--private", c.Private, private, 0o600); err != nil {
-		return err
-	}
-	if err := writeNewAs("--public", c.Public, public, 0o644); err != nil {
-		_ = os.Remove(c.Private) // made a moment ago: nobody has its other half
+	if err := writeKeyPair([2]string{"--private", "--public"}, c.Private, private, c.Public, public); err != nil {
 		return err
 	}
 	if c.JSON {
@@ -256,6 +252,18 @@ func (c *packageKeygenCmd) Run(a *app) error {
 	}
 	_, err = fmt.Fprintf(a.out, "made %s and %s (%s). Whoever has the first one can read the updates; those who make updates need the second one only.\n", c.Private, c.Public, c.Form)
 	return err
+}
+
+// writeKeyPair makes two new files, or none; names are those of their flags.
+func writeKeyPair(names [2]string, private string, secret []byte, public string, open []byte) error {
+	if err := writeNewAs(names[0], private, secret, 0o600); err != nil {
+		return err
+	}
+	if err := writeNewAs(names[1], public, open, 0o644); err != nil {
+		_ = os.Remove(private) // made a moment ago: nobody has its other half
+		return err
+	}
+	return nil
 }
 
 func makeRSAKey() (private, public []byte, err error) {
