@@ -50,7 +50,11 @@ func TestBoots(t *testing.T) {
 						secret[i] = byte(i)
 					}
 					secret[0] = tc.key
-					cipher, err := flashcrypt.New(m.Scheme, secret, 0xF)
+					scheme, err := m.SchemeFor(len(secret))
+					if err != nil {
+						t.Fatal(err)
+					}
+					cipher, err := flashcrypt.New(scheme, secret, 0xF)
 					if err != nil {
 						t.Fatal(err)
 					}

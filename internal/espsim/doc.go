@@ -24,11 +24,31 @@
 //     SPI_SET_PARAMS do (2 MB until then).
 //   - FLASH_DATA without FLASH_BEGIN, or with a number or address that FLASH_BEGIN
 //     did not announce, fails with 01 06.
-//   - a FLASH_BEGIN whose encrypted flag is set fails with 01 64: the chip's own
-//     encryption is not simulated, and this project never uses it.
+//   - a FLASH_BEGIN whose encrypted flag is set lets the chip encrypt what is written,
+//     with the key that its fuses hold, until DIS_DOWNLOAD_MANUAL_ENCRYPT forbids it:
+//     then it fails with 01 64. The loader of the ESP32 knows no such flag.
 //   - MEM_END with an entry ends the loader: there is no processor here. The chip
 //     says so in one line of text and is silent. Without an entry the loader stays.
 //   - two ends of the line at rates more than three per cent apart read garbage.
+//
+// # The chips
+//
+// All ten of the family, from package silicon and from chip.Model. What of their
+// errata and oddities is here:
+//
+//   - the ESP32-C2 takes its crystal for one of 40 MHz, the ESP32-C5 for what a
+//     register says: with another one CHANGE_BAUDRATE gives another rate, and on the C2
+//     so does the text after a reset.
+//   - the ESP32-P4's loader leaves the flash off on v3.1 and v3.2 until registers switch
+//     it on. With DOWNLOAD_MODE_XPD_ON v3.2 does it itself, and hangs when the loader is
+//     entered again with the supply still forced (ROM-816); v3.1 does not (ROM-770). On
+//     v3.0 no signature verifies (ROM-764). Reading 0x40001000 hangs its loader.
+//   - the ESP32-S3's loader crashes with DIS_USB_JTAG and DIS_USB_SERIAL_JTAG burned.
+//   - the last key block serves for no XTS key on C3, S3, C6 and H2. Keys of both
+//     lengths at once are taken for no key.
+//   - the RTC watchdog resets the chip when a host arms it, on the chips where that
+//     works, and samples the strap. It does not bite by itself.
+//   - in Secure Download Mode the flash beyond 16 MB is its beginning.
 //
 // # The eFuses
 //

@@ -526,3 +526,37 @@ func TestRevisions(t *testing.T) {
 		}
 	}
 }
+
+// TestChipEncrypts: the loader encrypts what it writes with the chip's key when asked,
+// until a fuse forbids it.
+func TestChipEncrypts(t *testing.T) {
+	eachChip(t, func(t *testing.T, m chip.Model) {
+		if m.ROM.FlashBeginWords != 5 {
+			return
+		}
+		c := newChip(t, Options{Model: m})
+		h := connect(t, c)
+		h.attach()
+		h.burn(keyBlock(m), key...)
+		burnFields(h, map[string]uint64{"KEY_PURPOSE_0": xtsPurpose, "RD_DIS": 1})
+		if m.EFuse.KeyBlocks == 1 {
+			burnFields(h, map[string]uint64{"XTS_KEY_LENGTH_256": 1})
+		}
+		plain := bytes.Repeat([]byte("sixteen bytes...\x00"), 64)[:1024]
+		h.do(opFlashBegin, words(1024, 1, 1024, 0x10000, 1))
+		h.do(opFlashData, append(words(1024, 0, 0, 0), plain...))
+		cipher, err := flashcrypt.New(chip.SchemeXTS128, counting(32), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, got := make([]byte, 1024), make([]byte, 1024)
+		if err := cipher.Encrypt(want, plain, 0x10000); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Flash().ReadAt(got, 0x10000); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("the flash holds %x…, want %x… (%v)", got[:16], want[:16], err)
+		}
+		burnFields(h, map[string]uint64{"DIS_DOWNLOAD_MANUAL_ENCRYPT": 1})
+		h.failure(opFlashBegin, words(1024, 1, 1024, 0x10000, 1), errParam)
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 
+	"github.com/provisiond/provisiond/internal/espsim/bootrom"
 	"github.com/provisiond/provisiond/internal/espsim/nor"
 )
 
@@ -75,8 +76,12 @@ type flashWrite struct {
 	next       uint32 // where the unpacked stream goes on
 	block      uint32
 	blocks     uint32
-	deflate    *inflater // nil: plain blocks
+	deflate    *inflater                             // nil: plain blocks
+	encrypt    func(addr uint32, data []byte) []byte // nil: the bytes go as they are
 }
+
+// encryptAlign is what the chip's own encryption works on at least.
+const encryptAlign = 16
 
 type memWrite struct{ blocks, block uint32 }
 
@@ -338,8 +343,12 @@ func (c *Chip) programFlash(addr uint32, data []byte) status {
 func (c *Chip) begin(r request) (*flashWrite, status) {
 	size, blocks, block, start := r.word(0), r.word(1), r.word(2), r.word(3)
 	c.endWrite()
+	var encrypt func(uint32, []byte) []byte
 	if len(r.data) >= 20 && r.word(4) != 0 {
-		return nil, errParam // the chip's own encryption: see the package comment
+		if c.fuse.field(c.si.ManualEncrypt) != 0 || r.op == opDeflBegin || start%encryptAlign != 0 || block%encryptAlign != 0 {
+			return nil, errParam
+		}
+		encrypt = bootrom.Encryption(c.bootInput(0))
 	}
 	if !c.inFlash(start, size) || block == 0 || block > maxFrame {
 		return nil, errFailed
@@ -349,7 +358,7 @@ func (c *Chip) begin(r request) (*flashWrite, status) {
 	if r.op == opDeflBegin {
 		end = uint64(start) + (uint64(size)+uint64(block)-1)/uint64(block)*uint64(block)
 	}
-	w := &flashWrite{start: start, end: uint32(min(end, uint64(c.ld.flashSize))), next: start, blocks: blocks, block: block}
+	w := &flashWrite{start: start, end: uint32(min(end, uint64(c.ld.flashSize))), next: start, blocks: blocks, block: block, encrypt: encrypt}
 	if size > 0 {
 		if st := c.eraseFlash(start, size); st != 0 {
 			return nil, st
@@ -413,6 +422,12 @@ func (c *Chip) flashData(r request) ([]byte, status) {
 	addr := uint64(w.start) + uint64(seq)*uint64(w.block)
 	if addr+uint64(len(p)) > uint64(w.end) {
 		return nil, errFailed
+	}
+	if w.encrypt != nil {
+		if len(p)%encryptAlign != 0 {
+			return nil, errFailed
+		}
+		p = w.encrypt(uint32(addr), p)
 	}
 	return nil, c.programFlash(uint32(addr), p)
 }

@@ -302,7 +302,7 @@ func TestFlashDataChecks(t *testing.T) {
 		t.Error("a refused block was written")
 	}
 	if m := h.c.model.ROM.FlashBeginWords; m == 5 {
-		h.failure(opFlashBegin, words(4096, 4, 1024, 0, 1), errParam) // the chip's own encryption
+		h.failure(opFlashBegin, words(4096, 4, 1024, 8, 1), errParam) // not aligned for the chip's own encryption
 	}
 }
 

@@ -41,6 +41,13 @@ func newFlashView(in Input) *flashView {
 	return v
 }
 
+// Encryption is the chip's encryption of what it writes to an address that is a
+// multiple of 16, whether or not the crypt counter says that it reads so.
+func Encryption(in Input) func(addr uint32, data []byte) []byte {
+	in.FlashCryptCount = 1
+	return newFlashView(in).stored
+}
+
 // keyFile turns the array's bytes into those of the key file: the array holds each
 // block's key in reverse (esp-facts B.9). Without a key the unit has one of zeros.
 func keyFile(array []byte, n int) []byte {
