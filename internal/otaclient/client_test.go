@@ -22,8 +22,8 @@ func TestUpdates(t *testing.T) {
 			version := fmt.Sprintf("2.%d.0", i)
 			b.offer("release-"+version, u.image(version, 1))
 			r := b.want(have, "update", "ok")
-			if length := len(u.image(version, 1).Plain()); r.Fetched < length || b.served != r.Fetched {
-				t.Errorf("fetched %d bytes, served %d, the image has %d", r.Fetched, b.served, length)
+			if length := len(u.image(version, 1).Plain()); r.Fetched < length || b.sent() != r.Fetched {
+				t.Errorf("fetched %d bytes, served %d, the image has %d", r.Fetched, b.sent(), length)
 			}
 			if got := b.outcomes(); got != "applied" {
 				t.Errorf("told %q", got)
@@ -35,7 +35,7 @@ func TestUpdates(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 			b.want(version, "confirm", "ok")
-			if last := b.told[len(b.told)-1]; last != (told{"release-" + version, slot, "confirmed", "", version, 1}) {
+			if last := b.last(); last != (told{"release-" + version, slot, "confirmed", "", version, 1}) {
 				t.Errorf("told %+v", last)
 			}
 			u.board.PowerCycle()
@@ -220,8 +220,8 @@ func TestPowerCuts(t *testing.T) {
 				cuts++
 				u.board.Cut = nil
 				settle(t, b, "1.0.0", "ota_0", "2.0.0")
-				if b.served > len(c)+again {
-					t.Errorf("moment %d of operation %d (%c): %d bytes for %d", moment, at, op, b.served, len(c))
+				if b.sent() > len(c)+again {
+					t.Errorf("moment %d of operation %d (%c): %d bytes for %d", moment, at, op, b.sent(), len(c))
 				}
 				if !strings.HasSuffix(b.outcomes(), "confirmed") {
 					t.Errorf("moment %d of operation %d (%c): told %s", moment, at, op, b.outcomes())
@@ -412,11 +412,11 @@ func TestServerGoes(t *testing.T) {
 			if want := 2*request + after/sector*sector; r.Fetched != want {
 				t.Errorf("broken after %d: fetched %d, want %d", after, r.Fetched, want)
 			}
-			before := b.served
+			before := b.sent()
 			r = b.want("1.0.0", "update", "ok")
 			_, c := b.ciphertext("ota_0")
-			if want := len(c) - 2*request - after/sector*sector; r.Fetched != want || b.served-before != want {
-				t.Errorf("broken after %d: then fetched %d, served %d, want %d", after, r.Fetched, b.served-before, want)
+			if want := len(c) - 2*request - after/sector*sector; r.Fetched != want || b.sent()-before != want {
+				t.Errorf("broken after %d: then fetched %d, served %d, want %d", after, r.Fetched, b.sent()-before, want)
 			}
 			u.board.PowerCycle()
 			u.runs("ota_0", "2.0.0")
@@ -726,8 +726,8 @@ func TestOneStart(t *testing.T) {
 			t.Errorf("%+v, want %+v", r, want[i])
 		}
 	}
-	if got := b.outcomes(); got != "applied" || b.told[0].Version != "not one \"word\" ü_" || b.have != b.told[0].Version {
-		t.Errorf("told %+v", b.told)
+	if got := b.outcomes(); got != "applied" || b.last().Version != "not one \"word\" ü_" || b.asked() != b.last().Version {
+		t.Errorf("told %+v", b.last())
 	}
 	u.board.PowerCycle()
 	u.runs("ota_0", "2.0.0")

@@ -406,6 +406,30 @@ func (b *backend) outcomes() string {
 	return strings.Join(s, ", ")
 }
 
+// last is the last result that the unit posted.
+func (b *backend) last() (t told) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := len(b.told); n > 0 {
+		t = b.told[n-1]
+	}
+	return t
+}
+
+// sent is how many bytes of firmware went out.
+func (b *backend) sent() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.served
+}
+
+// asked is what the unit said it runs.
+func (b *backend) asked() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.have
+}
+
 // set changes the lies.
 func (b *backend) set(f func()) {
 	b.mu.Lock()
