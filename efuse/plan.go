@@ -210,9 +210,16 @@ func (c *checker) resumed(cp CheckedPlan) {
 	}
 }
 
-// mends reports whether every bit that an error of BLOCK0 names is burned again by
-// a stage with Resume, from the given one on.
+// mends reports whether a stage from the given one on burns away what an error tells
+// of: every bit that one of BLOCK0 names, or a key block whose burn is resumed.
 func (p CheckedPlan) mends(e BlockError, from int) bool {
+	if slices.ContainsFunc(p.stages[from:], func(st checkedStage) bool {
+		return slices.ContainsFunc(st.keys, func(k checkedKey) bool {
+			return k.resume && p.base.t.Blocks()[k.slot.Block].Name == e.Block
+		})
+	}) {
+		return true
+	}
 	return len(e.Bits) > 0 && e.Block == p.base.t.Blocks()[0].Name && !slices.ContainsFunc(e.Bits, func(b BitRef) bool {
 		return !slices.ContainsFunc(p.stages[from:], func(st checkedStage) bool {
 			return st.Resume && st.want[0][b.Word]>>b.Bit&1 != 0
@@ -392,7 +399,7 @@ func (c *checker) purposeRules(cs *checkedStage, f table.Field, now, v uint64) {
 		switch {
 		case !ok:
 			c.problem(cs.Name, f.Name, "purpose %d is reserved", v)
-		case now != 0 && now != v:
+		case now != 0 && now != v && !(cs.Resume && now&^v == 0): // a burn that was cut off leaves a part
 			c.problem(cs.Name, f.Name, "is %s already", purposeName(c.t, now))
 		case c.noXTS(b, p):
 			c.problem(cs.Name, f.Name, "%s cannot use %s for %s", c.m.Title, b.Name, p.Name)

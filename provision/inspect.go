@@ -105,6 +105,7 @@ type PlanReport struct {
 	Untouched      []layout.Range         `json:"untouched"`
 	Warnings       []string               `json:"warnings"`
 	Advisories     []chip.Advisory        `json:"advisories"` // what is known of this silicon
+	Security       Security               `json:"security"`
 	Stages         []string               `json:"stages"`
 	Bits           []efuse.Bit            `json:"bits"`
 }
@@ -134,6 +135,7 @@ func MakePlan(ctx context.Context, line Line, job *Job, trace func(rom.TraceEven
 		Regions: job.Layout.Summary(), Erase: job.Layout.Erase, Untouched: job.Layout.Untouched,
 		Warnings: append([]string{}, job.Layout.Warnings...), Bits: u.plan.Bits(),
 	}
+	p.Security = job.security()
 	p.Advisories = append([]chip.Advisory{}, u.model.Advisories(u.rev)...)
 	for _, s := range u.plan.Stages() {
 		p.Stages = append(p.Stages, s.Name)

@@ -216,7 +216,7 @@ func (u *unit) admit(ctx context.Context) error {
 			th := u.now.Table().Hash()
 			saw := observed{
 				"plan_sha256": u.res.PlanSHA256, "table_sha256": hex.EncodeToString(th[:]),
-				"bits": len(u.plan.Bits()), "continues": u.past.keyBurned,
+				"bits": len(u.plan.Bits()), "continues": u.past.keyBurned, "security": u.job.security(),
 			}
 			if ids := advisoryIDs(u.model, u.rev); len(ids) > 0 {
 				saw["advisories"] = ids
@@ -522,7 +522,7 @@ func (u *unit) afterKeys(all []efuse.Stage) ([]efuse.Stage, error) {
 			if err != nil {
 				return nil, err
 			}
-			if st.Name != stageKey && !shown {
+			if st.Name != stageKey && (!shown || u.damaged(k.Block)) {
 				// Spent: at least one burn of it was begun.
 				if k.Resume = st.Resume; k.Resume {
 					k.Spent = 1
@@ -539,6 +539,13 @@ func (u *unit) afterKeys(all []efuse.Stage) ([]efuse.Stage, error) {
 	return slices.DeleteFunc(all, func(s efuse.Stage) bool {
 		return len(s.Keys)+len(s.Set)+len(s.WriteProtect)+len(s.ReadProtect) == 0
 	}), nil
+}
+
+// damaged reports errors in the block of a slot, also when its decoder mends them.
+func (u *unit) damaged(slot string) bool {
+	t := u.now.Table()
+	s, _ := t.Slot(slot)
+	return slices.ContainsFunc(u.now.BlockErrors(), func(e efuse.BlockError) bool { return e.Block == t.Blocks()[s.Block].Name })
 }
 
 // lackingPurpose adds the purpose of a key that is in its block. It is burned after
@@ -657,6 +664,12 @@ func (u *unit) takeCustody(ctx context.Context) error {
 		}
 		if receipt.Warning != "" {
 			saw["warning"] = receipt.Warning
+		}
+		if rec.OTATokenSHA256 != nil {
+			saw["ota_token_sha256"] = rec.OTATokenSHA256
+		}
+		if len(rec.ECIESPublicKey) > 0 {
+			saw["ecies_public_key"] = hex.EncodeToString(rec.ECIESPublicKey)
 		}
 		return saw, nil
 	})

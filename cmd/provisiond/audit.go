@@ -238,6 +238,11 @@ func printStatement(w io.Writer, c qa.Certificate) {
 	line("recipe", "%s revision %d, SHA-256 %s", s.Recipe, s.RecipeRevision, s.RecipeSHA256)
 	line("key", "%s", s.KeyFingerprint)
 	line("kept", "%s version %d", s.KeyRef, s.KeyVersion)
+	if s.Security != nil {
+		for _, l := range securityLines(*s.Security) {
+			line("security", "%s", l)
+		}
+	}
 	for _, i := range s.Images {
 		line("image", "%s at 0x%x, %d bytes, SHA-256 %s", i.Name, i.Offset, i.Length, i.PlaintextSHA256)
 	}

@@ -85,6 +85,37 @@ func (c *planCmd) virgin(r *recipe.Recipe) (*espsim.Chip, error) {
 	return board, nil
 }
 
+// securityLines says for people what a job does beside its profile.
+func securityLines(s provision.Security) []string {
+	out := []string{"flash encryption " + s.FlashEncryption}
+	if s.SecureBoot != "" {
+		text := fmt.Sprintf("Secure Boot V2 with %s", s.SecureBoot)
+		if s.AggressiveRevoke {
+			text += ", aggressive revocation"
+		}
+		out = append(out, text)
+		for i, d := range s.Digests {
+			out = append(out, fmt.Sprintf("trusted key %d has digest %s", i, d))
+		}
+	}
+	if s.WeakECDSA {
+		out = append(out, "ACCEPTED: the vendor calls this chip's verification of ECDSA signatures insecure")
+	}
+	if s.SDMErrata != "" {
+		out = append(out, "ACCEPTED: Secure Download Mode in spite of "+s.SDMErrata)
+	}
+	if s.AntiRollback {
+		out = append(out, fmt.Sprintf("secure versions are counted, from %d", s.SecureVersion))
+	}
+	if s.ECIES {
+		out = append(out, "a key for esp_encrypted_img, in a key block")
+	}
+	if s.UnitData != "" {
+		out = append(out, "each unit's own data in partition "+s.UnitData)
+	}
+	return out
+}
+
 func printPlan(out io.Writer, p *provision.PlanReport) error {
 	unit := p.Unit
 	if unit == "" {
@@ -94,6 +125,9 @@ func printPlan(out io.Writer, p *provision.PlanReport) error {
 	_, _ = fmt.Fprintf(out, "plan %s\nfields from %s\n", p.PlanSHA256, p.TableSource)
 	if p.ClosesForever {
 		_, _ = fmt.Fprintln(out, "PERMANENT: this plan ends the serial loader for ever; provision needs --closed-is-forever.")
+	}
+	for _, l := range securityLines(p.Security) {
+		_, _ = fmt.Fprintln(out, l)
 	}
 	for _, w := range p.Warnings {
 		_, _ = fmt.Fprintln(out, "warning:", w)
@@ -115,7 +149,11 @@ func printPlan(out io.Writer, p *provision.PlanReport) error {
 		if r.Encrypted {
 			how = "encrypted"
 		}
-		_, _ = fmt.Fprintf(w, "  write\t0x%06x\t%d bytes\t%s\t%s\tsha256 %.16s…\n", r.Offset, r.Length, how, r.Name, r.SHA256)
+		what := fmt.Sprintf("sha256 %.16s…", r.SHA256)
+		if r.SHA256 == "" {
+			what = fmt.Sprintf("each unit's own, from %s, sha256 %.16s…", r.File, r.FileSHA256)
+		}
+		_, _ = fmt.Fprintf(w, "  write\t0x%06x\t%d bytes\t%s\t%s\t%s\n", r.Offset, r.Length, how, r.Name, what)
 	}
 	for _, r := range p.Erase {
 		_, _ = fmt.Fprintf(w, "  erase\t0x%06x\t%d bytes\t\t%s\n", r.Offset, r.Size, r.Name)

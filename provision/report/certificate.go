@@ -74,6 +74,13 @@ type Statement struct {
 	KeyStore       string `json:"key_store"`
 	KeyBlock       string `json:"key_block"`
 
+	// Security is what the recipe did beside its profile; certificates of before it was
+	// recorded have none. OTATokenSHA256 and ECIESPublicKey are hex, and absent if the
+	// unit has no such secret.
+	Security       *provision.Security `json:"security,omitempty"`
+	OTATokenSHA256 string              `json:"ota_token_sha256,omitempty"`
+	ECIESPublicKey string              `json:"ecies_public_key,omitempty"`
+
 	Images []Image `json:"images"`
 
 	EFuseBefore FuseState `json:"efuse_before"`
@@ -466,7 +473,7 @@ func (u *Unit) statement() Statement {
 		Verdict: string(final.Verdict), Cause: string(final.Cause), Reason: final.Reason,
 		Chip: final.Chip, Revision: final.Revision, FlashID: final.FlashID, FlashSize: final.FlashSize,
 		Recipe: final.Recipe, RecipeRevision: final.RecipeRevision, RecipeSHA256: final.RecipeSHA256, Profile: final.Profile,
-		PlanSHA256: final.PlanSHA256, TableSHA256: final.TableSHA256, Advisories: slices.Clone(final.Advisories),
+		PlanSHA256: final.PlanSHA256, TableSHA256: final.TableSHA256, Advisories: slices.Clone(final.Advisories), Security: final.Security,
 		Images: []Image{}, Closing: final.Closing,
 		Station: final.Station, Slot: final.Slot, Operator: final.Operator, Lot: final.Lot, Tool: final.Tool, Job: final.Job,
 		Ended: stamp(final.lastEntryAt), Entry: final.Entries[len(final.Entries)-1],
@@ -484,6 +491,7 @@ func (u *Unit) statement() Statement {
 			}
 			if a.KeyFingerprint != "" {
 				s.KeyFingerprint, s.KeyRef, s.KeyVersion, s.KeyStore = a.KeyFingerprint, a.KeyRef, a.KeyVersion, a.Store
+				s.OTATokenSHA256, s.ECIESPublicKey = a.OTATokenSHA256, a.ECIESPublicKey
 			}
 			if len(a.Images) > 0 {
 				s.Images = a.Images

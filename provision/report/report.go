@@ -64,7 +64,10 @@ type Attempt struct {
 	Advisories                    []string           // ids, as the plan's entry names them
 	Before, After                 []efuse.BlockWords // as read; a readable key is its fingerprint
 	BeforeErrors, AfterErrors     []efuse.ErrorRegister
+	Security                      *provision.Security // nil: not written down in those days
 	KeyFingerprint, KeyRef, Store string
+	OTATokenSHA256                string // of the unit's token, hex; empty: it has none
+	ECIESPublicKey                string // hex
 	KeyVersion                    int
 	KeyBlock                      string
 	Images                        []Image // verified in flash
@@ -307,6 +310,9 @@ type payload struct {
 	PlanSHA256     string                `json:"plan_sha256"`
 	TableSHA256    string                `json:"table_sha256"`
 	Advisories     []string              `json:"advisories"`
+	Security       *provision.Security   `json:"security"`
+	OTAToken       string                `json:"ota_token_sha256"`
+	ECIES          string                `json:"ecies_public_key"`
 	Continues      bool                  `json:"continues"`
 	Regions        json.RawMessage       `json:"regions"` // a list, or how many
 	KeyFingerprint string                `json:"key_fingerprint"`
@@ -458,6 +464,9 @@ func (a *Attempt) observe(e journal.Entry, p payload) error {
 		if len(p.Advisories) > 0 {
 			a.Advisories = p.Advisories
 		}
+		if p.Security != nil {
+			a.Security = p.Security
+		}
 		a.Continues = p.Continues
 	case stepVerify:
 		if done && len(p.Regions) > 0 && p.Regions[0] == '[' {
@@ -469,6 +478,7 @@ func (a *Attempt) observe(e journal.Entry, p payload) error {
 	case stepCustody:
 		if done {
 			a.KeyFingerprint, a.KeyRef, a.KeyVersion, a.Store = p.KeyFingerprint, p.KeyRef, p.KeyVersion, p.Store
+			a.OTATokenSHA256, a.ECIESPublicKey = p.OTAToken, p.ECIES
 		}
 	case stepBurnKey:
 		a.KeyBurnDone = done
