@@ -13,13 +13,19 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/esp/flashcrypt"
+	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/esp/secureboot"
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/internal/espsim/bootrom"
 	"github.com/provisiond/provisiond/internal/sample"
 	"github.com/provisiond/provisiond/provision"
+	"github.com/provisiond/provisiond/provision/layout"
 	"github.com/provisiond/provisiond/provision/recipe"
+	"github.com/provisiond/provisiond/station/port"
 )
 
 // signers are three keys of each scheme, made once.
@@ -238,4 +244,311 @@ func fullJob(t testing.TB, name, profile string) *provision.Job {
 	}
 	full.jobs[name+profile] = j
 	return j
+}
+
+// spoil is what is done to a unit with Secure Boot that has passed, and after which it
+// must not boot.
+type spoil struct {
+	name string
+	do   func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool // false: the chip has no such thing
+}
+
+var spoils = []spoil{
+	{"wrong signature", func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
+		b.patch(c, job, layout.App, func(plain []byte) { plain[sectorAt(plain)+900] ^= 1 })
+		return true
+	}},
+	{"unsigned application", func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
+		b.patch(c, job, layout.App, func(plain []byte) {
+			for i := sectorAt(plain); i < len(plain); i++ {
+				plain[i] = 0xFF
+			}
+		})
+		return true
+	}},
+	{"unsigned bootloader", func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
+		b.patch(c, job, layout.Bootloader, func(plain []byte) {
+			for i := sectorAt(plain); i < len(plain); i++ {
+				plain[i] = 0xFF
+			}
+		})
+		return true
+	}},
+	{"revoked slot", func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
+		fields := c.Model().SecureBoot.RevokeFields
+		if len(fields) == 0 {
+			return false
+		}
+		setField(t, c, fieldNamed(t, c, fields[0]), 1)
+		return true
+	}},
+	{"digest read-protected", func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
+		places := b.places(c, job)
+		setField(t, c, fieldNamed(t, c, "RD_DIS."+places[len(places)-1].Block), 1)
+		return true
+	}},
+	{"wrong half of an XTS-256 key", func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
+		if job.Recipe.Scheme() != chip.SchemeXTS256 {
+			return false
+		}
+		// No bit can be taken back, so the second half gets some more.
+		if err := c.SetFuse(keyIndex(c.Model().Name)+1, 3, 0xFFFFFFFF); err != nil {
+			t.Fatal(err)
+		}
+		return true
+	}},
+}
+
+// sectorAt is where the signature sector of an image begins: it is the last of the
+// region.
+func sectorAt(plain []byte) int { return (len(plain) - 1) / 4096 * 4096 }
+
+func (b *bench) places(c *espsim.Chip, job *provision.Job) []efuse.KeyBurn {
+	b.t.Helper()
+	tab, err := table.ForRevision(c.Model().Name, c.Revision())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	list, err := job.Places(c.Model(), tab)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return list
+}
+
+// patch changes the plaintext of a region in a unit's flash.
+func (b *bench) patch(c *espsim.Chip, job *provision.Job, k layout.Kind, f func([]byte)) {
+	b.t.Helper()
+	r := region(b.t, job, k)
+	r.Plain = bytes.Clone(r.Plain)
+	f(r.Plain)
+	ci, err := flashcrypt.New(job.Recipe.Scheme(), b.storedKey(c.MAC()), 0xF)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	reencrypt(b.t, c, r, ci, 0)
+}
+
+// TestSecureBootHolds: a unit that has passed does not boot what it must not.
+func TestSecureBootHolds(t *testing.T) {
+	for _, name := range allChips() {
+		m := model(t, name)
+		scheme := m.SecureBoot.Schemes[0].Scheme
+		signerOf(t, scheme, 0)
+		for _, s := range spoils {
+			inBubble(t, name+"/"+s.name, func(t *testing.T) {
+				b := newMemoryBench(t)
+				c := b.board(espsim.Options{Model: m, Build: bootrom.Build{SecureBoot: true, Scheme: scheme}})
+				p := product(m, "hybrid")
+				if slices.Contains(m.Schemes, chip.SchemeXTS256) {
+					p.More += "flash_encryption: xts-256\n"
+				}
+				job := signedJob(t, p, scheme, []int{0}, []int{0})
+				wantPass(t, b.run(t.Context(), c, job))
+				if !boots(c) {
+					t.Fatalf("it does not boot before: %s", c.BootText())
+				}
+				if has := s.do(t, b, c, job); has && boots(c) {
+					t.Errorf("it boots: %s", c.BootText())
+				}
+			})
+		}
+	}
+}
+
+// TestReleaseProblems: every fuse that ESP-IDF's check of the release mode asks for is
+// missed when it lacks, by what the chip shows.
+func TestReleaseProblems(t *testing.T) {
+	for _, name := range allChips() {
+		m := model(t, name)
+		scheme := m.SecureBoot.Schemes[0].Scheme
+		inBubble(t, name, func(t *testing.T) {
+			b := newMemoryBench(t)
+			c := b.board(espsim.Options{Model: m, Build: bootrom.Build{SecureBoot: true, Scheme: scheme}})
+			job := signedJob(t, product(m, "hybrid"), scheme, []int{0}, []int{0})
+			wantPass(t, b.run(t.Context(), c, job))
+			problems := func(fuses [][]uint32) []string {
+				t.Helper()
+				own := newBoard(t, espsim.Options{Model: m, Revision: c.Revision(), Factory: fuses})
+				list, err := provision.ReleaseProblems(t.Context(), provision.Line{Port: port.FromSim(own, "sim"), Reset: rom.AutoReset{}}, job)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return list
+			}
+			if list := problems(c.Fuses()); len(list) > 0 {
+				t.Fatalf("a whole unit has problems: %v", list)
+			}
+			places := b.places(c, job)
+			digest := places[len(places)-1]
+			fields := []string{m.SecureBoot.EnableField, "WR_DIS.RD_DIS", "WR_DIS." + digest.Block}
+			fields = append(fields, m.SecureBoot.RevokeFields[min(1, len(m.SecureBoot.RevokeFields)):]...)
+			for _, f := range []string{
+				"JTAG_DISABLE", "HARD_DIS_JTAG", "DIS_PAD_JTAG", "DIS_USB_JTAG", "DIS_DIRECT_BOOT", "DIS_BOOT_REMAP",
+				"DIS_LEGACY_SPI_BOOT", "CONSOLE_DEBUG_DISABLE", "WR_DIS.KEY_PURPOSE_1", "KEY_PURPOSE_1",
+			} {
+				if _, has := tableOf(t, c).Field(f); has {
+					fields = append(fields, f)
+				}
+			}
+			for _, f := range fields {
+				fuses := c.Fuses()
+				fuseBits{f: 0}.on(fuses[0], tableOf(t, c))
+				if list := problems(fuses); len(list) == 0 {
+					t.Errorf("%s lacks, and nothing is said", f)
+				}
+			}
+			// A digest that is hidden, one that is revoked, and one of another key.
+			fuses := c.Fuses()
+			fuseBits{"RD_DIS." + digest.Block: 1}.on(fuses[0], tableOf(t, c))
+			if list := problems(fuses); len(list) == 0 {
+				t.Error("the digest is hidden, and nothing is said")
+			}
+			if len(m.SecureBoot.RevokeFields) > 0 {
+				fuses := c.Fuses()
+				fuseBits{m.SecureBoot.RevokeFields[0]: 1}.on(fuses[0], tableOf(t, c))
+				if list := problems(fuses); len(list) == 0 {
+					t.Error("the digest is revoked, and nothing is said")
+				}
+			}
+			fuses = c.Fuses()
+			slot, _ := tableOf(t, c).Slot(digest.Block)
+			fuses[slot.Block][7] ^= 1
+			if list := problems(fuses); len(list) == 0 {
+				t.Error("the digest is another, and nothing is said")
+			}
+		})
+	}
+}
+
+// TestPlaces: whatever a recipe asks for, each thing has a block of its own that can hold
+// it, and none is an XTS key in the block where the chip would not use it.
+func TestPlaces(t *testing.T) {
+	for _, name := range allChips() {
+		m := model(t, name)
+		scheme := m.SecureBoot.Schemes[0].Scheme
+		for _, flash := range m.Schemes {
+			if m.SecureBoot.DigestIn == chip.DigestInKey0High && flash != m.Scheme {
+				continue // the one block holds that key or a digest
+			}
+			p := product(m, "hybrid")
+			p.More = fmt.Sprintf("flash_encryption: %s\n", flash)
+			if hasHMAC(t, name) {
+				p.More += "encimg_ecies: true\n"
+			}
+			job := signedJob(t, p, scheme, []int{0}, []int{0, 1, 2}[:m.SecureBoot.DigestSlots])
+			tab, err := table.For(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list, err := job.Places(m, tab)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen := map[string]bool{}
+			for _, k := range list {
+				slot, ok := tab.Slot(k.Block)
+				purpose, known := tab.Purpose(k.Purpose)
+				if seen[k.Block] || !ok || !known || purpose.Bytes > slot.Bytes || purpose.Block != "" && purpose.Block != k.Block {
+					t.Errorf("%s %s: %+v", name, flash, k)
+				}
+				if strings.HasPrefix(k.Purpose, "XTS_") && m.EFuse.NoXTSInLastKey && k.Block == "KEY5" {
+					t.Errorf("%s %s: %s in KEY5", name, flash, k.Purpose)
+				}
+				seen[k.Block] = true
+			}
+			if len(list) != m.SecureBoot.DigestSlots+map[bool]int{false: 1, true: 2}[flash == chip.SchemeXTS256]+map[bool]int{true: 1}[hasHMAC(t, name)] {
+				t.Errorf("%s %s: %v", name, flash, list)
+			}
+		}
+	}
+}
+
+// TestAntiRollback: the unit has the application's secure version before it boots, so a
+// bootloader that counts finds nothing to burn; and nothing locks the counter.
+func TestAntiRollback(t *testing.T) {
+	everyChip(t, func(t *testing.T, name string) {
+		m := model(t, name)
+		b := newMemoryBench(t)
+		c := b.board(espsim.Options{Model: m, AntiRollback: true, Rollback: true})
+		p := product(m, "hybrid")
+		p.AppSize, p.Baud, p.OTAOnly, p.SecureVersion = 6<<10, 921600, true, 3
+		p.More += "anti_rollback: true\n"
+		path, err := sample.Write(t.TempDir(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		job := load(t, path)
+		wantPass(t, b.run(t.Context(), c, job))
+		version := func() uint32 {
+			f := fieldNamed(t, c, "SECURE_VERSION")
+			v := uint32(0)
+			for i, bit := range f.Bits() {
+				v |= c.Fuses()[f.Block][bit/32] >> (bit % 32) & 1 << i
+			}
+			return v
+		}
+		if v := version(); v != 7 {
+			t.Errorf("SECURE_VERSION is 0x%x, want three bits", v)
+		}
+		f := fieldNamed(t, c, "SECURE_VERSION")
+		if wr := fieldValue(t, c, "WR_DIS"); f.WRDis != table.None && wr>>f.WRDis&1 != 0 {
+			t.Error("SECURE_VERSION is locked")
+		}
+		if !boots(c) || version() != 7 {
+			t.Errorf("after a boot SECURE_VERSION is 0x%x: %s", version(), c.BootText())
+		}
+	})
+	// A factory partition does not go with it.
+	if _, err := provision.NewJob(edited(t, "esp32c3", "hybrid").Recipe); err != nil {
+		t.Fatal(err)
+	}
+	p := product(model(t, "esp32c3"), "hybrid")
+	p.More = "anti_rollback: true\n"
+	path, err := sample.Write(t.TempDir(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := recipe.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := provision.NewJob(r); err == nil || !strings.Contains(err.Error(), "factory") {
+		t.Errorf("a factory partition: %v", err)
+	}
+}
+
+// TestSecureBootRefusesSilicon: silicon that would not take the signatures is refused by
+// name before anything is written.
+func TestSecureBootRefusesSilicon(t *testing.T) {
+	for _, x := range []struct {
+		name   string
+		scheme chip.SignatureScheme
+		o      espsim.Options
+		reason string
+	}{
+		{"esp32", chip.SignRSA3072, espsim.Options{Revision: 102}, "v3.0"},
+		{"esp32", chip.SignRSA3072, espsim.Options{Revision: 300, CodingScheme: 1}, "3/4 coding scheme"},
+		{"esp32c3", chip.SignRSA3072, espsim.Options{Revision: 2}, "no Secure Boot V2 with rsa3072 before v0.3"},
+		{"esp32p4", chip.SignRSA3072, espsim.Options{Revision: 300}, "ROM-764"},
+		{"esp32p4", chip.SignECDSA384, espsim.Options{Revision: 103}, "no Secure Boot V2 with ecdsa384 before v3.0"},
+	} {
+		m := model(t, x.name)
+		signerOf(t, x.scheme, 0)
+		inBubble(t, x.name+"/"+x.reason, func(t *testing.T) {
+			x.o.Model = m
+			b := newMemoryBench(t)
+			b.wantRefused(b.board(x.o), signedJob(t, product(m, "hybrid"), x.scheme, []int{0}, []int{0}), x.reason)
+		})
+	}
+}
+
+// tableOf is the eFuse table of a board's silicon.
+func tableOf(t testing.TB, c *espsim.Chip) *table.Table {
+	t.Helper()
+	tab, err := table.ForRevision(c.Model().Name, c.Revision())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tab
 }

@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/image"
@@ -51,7 +52,10 @@ type Product struct {
 	// version has other bytes.
 	Version       string
 	SecureVersion uint32
-	More          string // lines to add to the recipe
+	// OTAOnly is a table without a factory partition, as anti-rollback wants it: the
+	// application goes to ota_0.
+	OTAOnly bool
+	More    string // lines to add to the recipe
 }
 
 // UnitPartition is the label of the partition for a unit's own data.
@@ -121,7 +125,17 @@ func Files(p Product) (map[uint32][]byte, error) {
 			Label: UnitPartition, Flags: partition.FlagEncrypted,
 		}}
 	}
-	table, err := table(space, unit...).MarshalBinary()
+	layout := table(space, unit...)
+	if p.OTAOnly {
+		layout.Entries = slices.DeleteFunc(layout.Entries, func(e partition.Entry) bool { return e.Is(partition.TypeApp, partition.AppFactory) })
+		for i := range layout.Entries {
+			if e := &layout.Entries[i]; e.Type == partition.TypeApp {
+				e.Offset -= space
+			}
+		}
+		layout = partition.New(layout.Entries...)
+	}
+	table, err := layout.MarshalBinary()
 	if err != nil {
 		return nil, err
 	}
@@ -204,6 +218,9 @@ func Write(dir string, p Product) (string, error) {
 	}
 	if len(p.Signers) > 0 {
 		build += "-signed"
+	}
+	if p.OTAOnly {
+		build += "-ota"
 	}
 	if err := os.MkdirAll(build, 0o755); err != nil { //nolint:gosec // firmware is no secret
 		return "", err
