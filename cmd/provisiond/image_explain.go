@@ -78,6 +78,7 @@ func (c *imageExplainCmd) options(a *app) (o explain.Options, done func(), err e
 			return o, done, err
 		}
 		o.Chip, o.Revision, o.Scheme, o.Table, o.FlashSize = &u.Chip, u.Revision, u.Scheme, u.Table, u.FlashSize
+		o.SecureBootScheme, o.SecureBootDigests = chip.SignatureScheme(u.SecureBootScheme), u.SecureBootDigests
 		return o, o.Cipher.Wipe, nil
 	}
 	if c.Unit != "" || c.Identity != "" || c.CryptConfig != nil {

@@ -38,6 +38,10 @@ type Options struct {
 	Table  *partition.Table
 	// FlashSize ends the search for an address; without it the chip's largest.
 	FlashSize uint32
+	// SecureBootScheme and SecureBootDigests say what a unit with Secure Boot trusts
+	// (keystore.Record); empty: it is off, or nobody said.
+	SecureBootScheme  chip.SignatureScheme
+	SecureBootDigests [][32]byte
 	// Address is where somebody says that the file lies or belongs.
 	Address *uint32
 }
@@ -109,6 +113,7 @@ type Report struct {
 const (
 	sector   = 0x1000
 	probeLen = 64 // bytes by which an address is recognised
+	minData  = 256
 	maxScan  = 128 << 20
 )
 
@@ -135,9 +140,9 @@ type explainer struct {
 	b []byte
 	r *Report
 
-	plain  []byte       // the innermost content that was recognised
-	parsed *image.Image // of plain
-	places []place
+	parsed     *image.Image      // the innermost content that was recognised
+	signatures secureboot.Report // of it, if they are good
+	places     []place
 }
 
 // place is a place in flash where something belongs.
@@ -182,7 +187,6 @@ func (e *explainer) encryptedImg() {
 
 // content takes over what was recognised.
 func (e *explainer) content(c found, b []byte) {
-	e.plain = b
 	e.r.Content, e.r.Problem = c.kind, c.problem
 	if c.kind != KindImage {
 		return
@@ -209,7 +213,7 @@ func (e *explainer) content(c found, b []byte) {
 		i.SignatureProblem = err.Error()
 		return
 	}
-	i.SignatureScheme = string(rep.Scheme)
+	e.signatures, i.SignatureScheme = rep, string(rep.Scheme)
 	for _, s := range rep.Signatures {
 		i.Signers = append(i.Signers, s.Key.Digest().String())
 	}
@@ -442,6 +446,9 @@ func (e *explainer) decrypt() bool {
 	if at, ok := e.addresses(one); ok && take(KindCiphertext, []Layer{e.layer(at)}, e.open(e.b, at, len(e.b))) {
 		return true
 	}
+	if e.decryptData() {
+		return true
+	}
 	two := func(outer, inner uint32) bool {
 		return e.o.Cipher.Decrypt(probe, e.b[:len(probe)], outer) == nil && e.o.Cipher.Decrypt(again, probe, inner) == nil && likely(again, len(e.b))
 	}
@@ -457,6 +464,18 @@ func (e *explainer) decrypt() bool {
 	}
 	at, ok := e.addresses(func(at uint32) bool { return two(at, at) })
 	return ok && twice(at, at)
+}
+
+// decryptData looks at the places that are known for data of other kinds, such as a
+// unit's own partition: what is far from noise after decryption was encrypted there.
+func (e *explainer) decryptData() bool {
+	for _, p := range e.places {
+		if b := e.open(e.b, p.address, sector); len(b) >= minData && !image.LooksEncrypted(b) {
+			e.r.Kind, e.r.Content, e.r.Layers = KindCiphertext, KindUnknown, []Layer{e.layer(p.address)}
+			return true
+		}
+	}
+	return false
 }
 
 // mergedAt says that a whole flash from an address on was read or made.

@@ -168,6 +168,7 @@ func TestEveryKind(t *testing.T) {
 		}
 		foreign := newBench(t, other).app
 		noSlot := "raw/0- raw/1-"
+		unitData := append([]byte(`{"serial": "A-17", "server": "https://ota.example.com"}`), bytes.Repeat([]byte{0xFF}, 0xFC0)...)
 
 		for kind, c := range map[string]struct {
 			file    []byte
@@ -209,8 +210,11 @@ func TestEveryKind(t *testing.T) {
 			"twice":               {b.enc(b.cipher, b.enc(b.cipher, b.app, slot1), slot1), "encrypted-twice", "image", []uint32{slot1, slot1}, "ota- " + noSlot + " serial- enc- img-", "Encrypted twice"},
 			"twice, both slots":   {b.enc(b.cipher, b.enc(b.cipher, b.app, slot0), slot1), "encrypted-twice", "image", []uint32{slot1, slot0}, "ota- " + noSlot + " serial- enc- img-", "for 0x10000 (ota_0 (first)) and then for 0x110000 (ota_1)"},
 			"twice, elsewhere":    {b.enc(b.cipher, b.enc(b.cipher, b.app, 0x200000), 0x200000), "encrypted-twice", "image", []uint32{0x200000, 0x200000}, "ota- " + noSlot + " serial- enc- img-", "Encrypted twice"},
-			"another unit's":      {b.enc(b.other, b.app, slot1), "noise", "", nil, "ota- " + noSlot + " serial- enc- img-", "not this key's at any sector"},
-			"a part":              {b.enc(b.cipher, b.app, slot1)[8208:], "noise", "", nil, "ota- " + noSlot + " serial- enc- img-", "not this key's at any sector"},
+			"another unit's":      {b.enc(b.other, b.app, slot1), "noise", "", nil, "ota- " + noSlot + " serial- enc- img-", "nothing that is known"},
+			"a part":              {b.enc(b.cipher, b.app, slot1)[8208:], "noise", "", nil, "ota- " + noSlot + " serial- enc- img-", "nothing that is known"},
+			"cipher, unit data":   {b.enc(b.cipher, unitData, otaData), "ciphertext", "unknown", []uint32{otaData}, "ota- " + noSlot + " serial+ enc- img-", "(otadata), scheme " + string(b.model.Scheme) + ": data, and no image or table"},
+			"another's unit data": {b.enc(b.other, unitData, otaData), "noise", "", nil, "ota- " + noSlot + " serial- enc- img-", "nothing that is known"},
+			"app, too large":      {append(bytes.Clone(b.app), bytes.Repeat([]byte{0xFF}, 0x100000)...), "image", "image", nil, "ota- " + noSlot + " serial- enc+ img-", "Plaintext: an application"},
 			"esp_encrypted_img":   {sealed, "esp-encrypted-img", "", nil, "ota- " + noSlot + " serial- enc- img+", "An esp_encrypted_img file"},
 			"the same, cut":       {sealed[:300], "esp-encrypted-img", "", nil, "ota- " + noSlot + " serial- enc- img-", "The beginning of an esp_encrypted_img file"},
 			"gzip":                {gz.Bytes(), "other", "", nil, "ota- " + noSlot + " serial- enc- img-", "(gzip)"},
@@ -262,6 +266,61 @@ func TestEveryKind(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// TestSecureBoot: a unit with Secure Boot takes what one of its keys has signed, on
+// every way.
+func TestSecureBoot(t *testing.T) {
+	for _, name := range []string{"esp32", "esp32c3"} {
+		b := newBench(t, name)
+		mine, err := rsa.GenerateKey(rand.Reader, 3072)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := rsa.GenerateKey(rand.Reader, 3072)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sign := func(key *rsa.PrivateKey) []byte {
+			return b.must(secureboot.Sign(t.Context(), b.app, secureboot.Options{}, key))
+		}
+		digest, err := secureboot.Digest(mine.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		broken := sign(mine)
+		broken[len(broken)-4096+900] ^= 1
+		o := b.options()
+		o.SecureBootScheme, o.SecureBootDigests = chip.SignRSA3072, [][32]byte{{1}, digest}
+		for kind, c := range map[string]struct {
+			file []byte
+			why  string // empty: it is taken
+		}{
+			"mine":     {sign(mine), ""},
+			"unsigned": {b.app, "the image is not signed"},
+			"other":    {sign(other), "trusts none of the keys"},
+			"broken":   {broken, "its signature is not good"},
+		} {
+			for _, way := range []struct {
+				way  explain.Way
+				slot string
+				file []byte
+			}{{explain.WayOTAWrite, "", c.file}, {explain.WayRaw, "ota_1", b.enc(b.cipher, c.file, slot1)}} {
+				r := explain.Explain(way.file, o)
+				i := slices.IndexFunc(r.Paths, func(p explain.Path) bool { return p.Way == way.way && p.Slot == way.slot })
+				want, says := explain.Takes, ""
+				if c.why != "" {
+					want, says = explain.Refuses, "Secure boot signature verification failed"
+				}
+				if p := r.Paths[i]; p.Answer != want || p.Message != says || !strings.Contains(p.Why, c.why) {
+					t.Errorf("%s, %s: %+v, want %s with %q", name, kind, p, want, c.why)
+				}
+				if noted := strings.Contains(strings.Join(r.Notes, "\n"), "Secure Boot (rsa3072)"); noted != (c.why != "") {
+					t.Errorf("%s, %s: %q", name, kind, r.Notes)
+				}
+			}
 		}
 	}
 }

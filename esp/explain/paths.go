@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/encimg"
 	"github.com/provisiond/provisiond/esp/image"
 	"github.com/provisiond/provisiond/esp/partition"
@@ -17,7 +18,7 @@ type Way string
 const (
 	WayOTAWrite        Way = "esp_ota_write"           // the chip encrypts what the application gives it
 	WayRaw             Way = "esp_partition_write_raw" // as it is, then esp_ota_set_boot_partition
-	WaySerial          Way = "serial"                  // as it is, by the loader; not in release mode
+	WaySerial          Way = "serial"                  // as it is, by the loader, for as long as that is open (docs/recipe.md)
 	WaySerialEncrypted Way = "serial-encrypted"        // the chip encrypts (write-flash --encrypt); development mode only
 	WayEncryptedImg    Way = "esp_encrypted_img"       // the component decrypts and calls esp_ota_write
 )
@@ -66,7 +67,7 @@ func (e *explainer) goodApp() (why string) {
 	case e.r.Problem != "" && e.parsed == nil:
 		return e.r.Problem
 	case !e.r.Image.App:
-		return "the image has no application description: it is a bootloader, or very old"
+		return "the image has no application description: it is a bootloader, or very old; some chips notice only when they boot it"
 	}
 	if c := e.o.Chip; c != nil && e.parsed != nil {
 		if err := e.parsed.CheckFor(*c, e.o.Revision); err != nil {
@@ -74,6 +75,62 @@ func (e *explainer) goodApp() (why string) {
 		}
 	}
 	return ""
+}
+
+// signatureFailed is what the boot code prints last with Secure Boot.
+const signatureFailed = "Secure boot signature verification failed"
+
+// untrusted says why a unit with Secure Boot does not take the image.
+func (e *explainer) untrusted() string {
+	scheme, i := e.o.SecureBootScheme, e.r.Image
+	if scheme == "" || i == nil || e.o.Chip == nil {
+		return ""
+	}
+	why := ""
+	switch {
+	case !i.Signed:
+		why = "the image is not signed"
+	case i.SignatureProblem != "":
+		why = "its signature is not good: " + i.SignatureProblem
+	default:
+		if err := e.signatures.CheckTrust(e.o.Chip.SecureBoot, scheme, e.o.SecureBootDigests); err != nil {
+			why = err.Error()
+		}
+	}
+	if why == "" {
+		return ""
+	}
+	return fmt.Sprintf("the unit has Secure Boot (%s), and %s", scheme, why)
+}
+
+// slots are the OTA slots of the table.
+func (e *explainer) slots() (out []partition.Entry) {
+	if e.o.Table == nil {
+		return nil
+	}
+	for _, s := range e.o.Table.Entries {
+		if s.IsOTA() {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// tooLarge speaks of a file that a slot does not hold.
+func (e *explainer) tooLarge(slot string, size uint64) string {
+	return fmt.Sprintf("the file has %d bytes and %s %d: the write is refused (ESP_ERR_INVALID_SIZE)", len(e.b), slot, size)
+}
+
+// noRoom says that no slot holds the file.
+func (e *explainer) noRoom() string {
+	largest := uint64(0)
+	for _, s := range e.slots() {
+		largest = max(largest, uint64(s.Size))
+	}
+	if largest == 0 || uint64(len(e.b)) <= largest {
+		return ""
+	}
+	return e.tooLarge("the largest slot", largest)
 }
 
 // trailing speaks of bytes behind an image that is whole.
@@ -93,6 +150,10 @@ func (e *explainer) otaWrite() {
 		if e.r.Kind == KindCiphertext {
 			p.Why += "; what is encrypted already is written with esp_partition_write_raw"
 		}
+	case e.noRoom() != "":
+		p.Answer, p.Why = Refuses, e.noRoom()
+	case e.r.Kind == KindImage && e.goodApp() == "" && e.untrusted() != "":
+		p.Answer, p.Why, p.Message = Refuses, e.untrusted(), signatureFailed
 	case e.r.Kind == KindImage && e.goodApp() == "":
 		p.Answer, p.Why = Takes, "it is a plaintext application; the chip encrypts it while it writes"+e.trailing()
 	case e.r.Kind == KindImage:
@@ -109,24 +170,17 @@ func (e *explainer) otaWrite() {
 
 // raw asks for every slot, and for the address that was given.
 func (e *explainer) raw() {
-	slots := 0
-	if e.o.Table != nil {
-		for _, s := range e.o.Table.Entries {
-			if s.Type == partition.TypeApp && s.Subtype >= partition.AppOTA0 && s.Subtype <= partition.AppOTA15 {
-				e.rawAt(s.SubtypeName(), s.Offset, uint64(s.Size))
-				slots++
-			}
-		}
-	}
-	if slots > 0 {
-		return
+	slots := e.slots()
+	for _, s := range slots {
+		e.rawAt(s.SubtypeName(), s.Offset, uint64(s.Size))
 	}
 	switch {
+	case len(slots) > 0:
 	case e.o.Address != nil:
 		e.rawAt("", *e.o.Address, 1<<32-uint64(*e.o.Address))
 	case len(e.r.Layers) == 1:
 		e.rawAt("", e.r.Layers[0].Address, 1<<32-uint64(e.r.Layers[0].Address))
-	case e.r.Kind == KindNoise:
+	case e.r.Kind == KindNoise && e.o.Cipher == nil:
 		e.add(Path{Way: WayRaw, Answer: Cannot, Why: "it may be ciphertext: whether it is of this unit and slot shows only with the unit's key"})
 	default:
 		e.add(Path{
@@ -141,7 +195,7 @@ func (e *explainer) rawAt(slot string, at uint32, size uint64) {
 	defer func() { e.add(p) }()
 	switch {
 	case uint64(len(e.b)) > size:
-		p.Answer, p.Why = Refuses, fmt.Sprintf("the file has %d bytes and the slot %d: the write is refused (ESP_ERR_INVALID_SIZE)", len(e.b), size)
+		p.Answer, p.Why = Refuses, e.tooLarge("the slot", size)
 		return
 	case e.o.Cipher == nil && e.r.Kind == KindNoise:
 		p.Answer, p.Why = Cannot, "it may be ciphertext: whether it is of this unit and slot shows only with the unit's key"
@@ -164,6 +218,8 @@ func (e *explainer) rawAt(slot string, at uint32, size uint64) {
 	switch {
 	case e.r.Kind == KindCiphertext && e.r.Layers[0].Address == at && e.goodApp() != "":
 		p.Answer, p.Why = Refuses, e.goodApp()
+	case e.untrusted() != "":
+		p.Answer, p.Why, p.Message = Refuses, e.untrusted(), signatureFailed
 	case e.r.Image != nil && e.r.Image.SignatureProblem != "":
 		p.Why += "; its signature is not good, which a unit with Secure Boot refuses"
 	}
@@ -211,7 +267,7 @@ func (e *explainer) serial() {
 	case e.r.Kind == KindCiphertext && e.r.Problem == "":
 		at := e.r.Layers[0].Address
 		plain.Answer, plain.Address = Takes, &at
-		plain.Why = fmt.Sprintf("at 0x%x%s, and nowhere else", at, inBrackets(e.r.Layers[0].Place))
+		plain.Why = fmt.Sprintf("at 0x%x%s, and nowhere else, for as long as the loader is open", at, inBrackets(e.r.Layers[0].Place))
 		enc.Why = "the chip would encrypt it a second time"
 	case e.r.Kind == KindTwice:
 		plain.Why, enc.Why = "it is encrypted twice: the chip undoes it once", "the chip would encrypt it a third time"
@@ -282,6 +338,9 @@ func (e *explainer) summarize() {
 			r.Summary = "Not recognised: no ESP-IDF image, and not as even as ciphertext is."
 		}
 	}
+	if why := e.untrusted(); why != "" {
+		note("%s: it does not boot there, whichever way it came", why)
+	}
 	if i := r.Image; i != nil && i.Signed && i.SignatureProblem != "" {
 		note("the signature sector is not good: %s", i.SignatureProblem)
 	}
@@ -295,8 +354,12 @@ func (e *explainer) noise(note func(string, ...any)) {
 	repeats := blocksRepeat(e.b)
 	switch {
 	case e.o.Cipher != nil:
-		r.Summary = "As even as ciphertext, and not this key's at any sector of the flash."
-		note("it is another unit's, of another FLASH_CRYPT_CONFIG, damaged at its beginning, a part of a file that begins inside a sector, or something compressed")
+		r.Summary = "As even as ciphertext, and nothing that is known comes out of it with this key at any sector of the flash."
+		config := ""
+		if e.o.Scheme == chip.SchemeESP32 {
+			config = "of another FLASH_CRYPT_CONFIG, "
+		}
+		note("it is another unit's, %sdamaged at its beginning, a part of a file that begins inside a sector, data that is like noise, or something compressed", config)
 	default:
 		r.Summary = "As even as ciphertext. Whose, and for which address, shows only with the unit's key; compressed data looks the same."
 	}
@@ -317,7 +380,7 @@ func (e *explainer) noise(note func(string, ...any)) {
 func (e *explainer) contentWords() string {
 	words := map[Kind]string{
 		KindPartitionTable: "a partition table", KindOTAData: "OTA data", KindErased: "0xFF, as OTA data in its initial state",
-		KindMerged: "the content of a flash, with a partition table at 0x8000",
+		KindMerged: "the content of a flash, with a partition table at 0x8000", KindUnknown: "data, and no image or table",
 	}[e.r.Content]
 	if i := e.r.Image; i != nil {
 		words = "a bootloader or old application for " + i.Chip

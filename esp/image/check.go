@@ -82,7 +82,7 @@ func (m *Image) CheckFor(c chip.Model, rev chip.Revision) error {
 		if other, err := chip.ByID(m.Header.ChipID); err == nil {
 			name = other.Title
 		}
-		return fmt.Errorf("%w: it is for %s, the recipe's chip is %s: take the build for %s", ErrWrongChip, name, c.Title, c.Title)
+		return fmt.Errorf("%w: it is for %s, and the chip is %s: take the build for %s", ErrWrongChip, name, c.Title, c.Title)
 	}
 	if rev != RevisionUnknown {
 		if low := m.MinRevision(); rev < low {

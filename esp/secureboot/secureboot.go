@@ -47,10 +47,12 @@
 package secureboot
 
 import (
+	"bytes"
 	"crypto/rsa"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/image"
@@ -63,7 +65,7 @@ const (
 	MaxBlocks  = 3 // in a sector
 )
 
-// What Verify, Sign and CheckFor refuse. Test with errors.Is.
+// What Verify, Sign, CheckFor and CheckTrust refuse. Test with errors.Is.
 var (
 	// ErrUnsigned: there is no signature sector behind the image.
 	ErrUnsigned = errors.New("the image is not signed")
@@ -71,6 +73,8 @@ var (
 	ErrMismatch = errors.New("the signature is not one of this image")
 	// ErrScheme: the chip does not verify the scheme, or the sector mixes two.
 	ErrScheme = errors.New("wrong signature scheme")
+	// ErrUntrusted: the signatures are good, and by none of the unit's keys.
+	ErrUntrusted = errors.New("the unit does not trust the signature")
 )
 
 // Error says where a signature sector is wrong.
@@ -121,6 +125,21 @@ func (r Report) SignedBy(digest KeyDigest) bool {
 // it looks at. image.RevisionUnknown stands for the newest silicon.
 func (r Report) CheckFor(c chip.Model, rev chip.Revision) error {
 	return checkChip(c, rev, r.Scheme, len(r.Signatures))
+}
+
+// CheckTrust holds verified signatures against what a unit trusts: the scheme of its
+// Secure Boot, and the digests of its keys, of which some chips burn a part only.
+func (r Report) CheckTrust(sb chip.SecureBoot, scheme chip.SignatureScheme, digests [][32]byte) error {
+	if r.Scheme != scheme {
+		return fmt.Errorf("%w: it verifies %s and the image is signed with %s", ErrUntrusted, scheme, r.Scheme)
+	}
+	for _, s := range r.Signatures {
+		burned := s.Key.Digest().Burned(sb)
+		if slices.ContainsFunc(digests, func(d [32]byte) bool { return bytes.HasPrefix(d[:], burned) }) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: it trusts none of the keys that signed the image", ErrUntrusted)
 }
 
 // Weak reports whether the vendor says that this chip verifies such signatures

@@ -480,10 +480,10 @@ func TestRefuse(t *testing.T) {
 	}{
 		{"the recipe is for another chip", e32, product(t, c3), []string{"the chip is ESP32, the recipe product is for ESP32-C3; take the recipe for this board"}},
 		{"app for another chip", c3, with(0x10000, "app.bin", mustBuild(t, appSpec(e32, 0x4000))), []string{
-			"app.bin at 0x10000: image is for another chip: it is for ESP32, the recipe's chip is ESP32-C3",
+			"app.bin at 0x10000: image is for another chip: it is for ESP32, and the chip is ESP32-C3",
 		}},
 		{"bootloader for another chip", c3, with(0, "boot.bin", mustBuild(t, bootSpec(e32))), []string{
-			"boot.bin at 0x0: image is for another chip: it is for ESP32, the recipe's chip is ESP32-C3",
+			"boot.bin at 0x0: image is for another chip: it is for ESP32, and the chip is ESP32-C3",
 		}},
 		{"bad checksum", c3, with(0x10000, "app.bin", func() []byte {
 			s := appSpec(c3, 0x4000)

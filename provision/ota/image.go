@@ -1,13 +1,11 @@
 package ota
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/provisiond/provisiond/esp/chip"
@@ -139,16 +137,10 @@ func (u *Unit) checkSignature(m *Image) error {
 	if err := m.signatures.CheckFor(u.Chip, u.Revision); err != nil {
 		return refuse(ReasonSignature, "%s: %w", u.who(), err)
 	}
-	if got := m.signatures.Scheme; string(got) != u.SecureBootScheme {
-		return refuse(ReasonSignature, "%s verifies %s and the image is signed with %s: sign it with a key of the unit", u.who(), u.SecureBootScheme, got)
+	if err := m.signatures.CheckTrust(u.Chip.SecureBoot, chip.SignatureScheme(u.SecureBootScheme), u.SecureBootDigests); err != nil {
+		return refuse(ReasonSignature, "%s: %w: sign it with a key whose digest its record has", u.who(), err)
 	}
-	for _, s := range m.signatures.Signatures {
-		burned := s.Key.Digest().Burned(u.Chip.SecureBoot) // on the ESP32-C2 a part of it
-		if slices.ContainsFunc(u.SecureBootDigests, func(d [32]byte) bool { return bytes.HasPrefix(d[:], burned) }) {
-			return nil
-		}
-	}
-	return refuse(ReasonSignature, "%s trusts none of the keys that signed the image: sign it with a key whose digest its record has", u.who())
+	return nil
 }
 
 // Update is an image that a unit may get in one slot.
