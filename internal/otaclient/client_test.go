@@ -8,13 +8,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/internal/otaclient"
 	"github.com/provisiond/provisiond/provision/ota"
 )
 
 // TestUpdates takes a unit through three updates, in both slots, each confirmed.
 func TestUpdates(t *testing.T) {
-	eachChip(t, func(t *testing.T, name string) {
+	everyChip(t, func(t *testing.T, name string) {
 		u := newUnit(t, name, 1)
 		b := newBackend(t, u)
 		have := "1.0.0"
@@ -387,6 +388,43 @@ func TestRollback(t *testing.T) {
 		u.board.PowerCycle()
 		b.want("1.0.0", "forget", "ok")
 		settle(t, b, "1.0.0", "ota_0", "2.0.0")
+	})
+}
+
+// TestAntiRollback: a confirmed image raises the chip's secure version. An older one
+// is refused by its manifest, and where that lies, by the chip.
+func TestAntiRollback(t *testing.T) {
+	eachChip(t, func(t *testing.T, name string) {
+		u := newUnit(t, name, 1, func(o *espsim.Options) { o.AntiRollback = true })
+		b := newBackend(t, u)
+		b.offer("2.0.0", u.image("2.0.0", 3))
+		b.want("1.0.0", "update", "ok")
+		u.board.PowerCycle()
+		u.runs("ota_0", "2.0.0")
+		if text := string(u.board.Chip.BootText()); !strings.Contains(text, "Secure version (from eFuse) = 0\r\n") {
+			t.Errorf("burned before it was confirmed:\n%s", text)
+		}
+		b.want("2.0.0", "confirm", "ok")
+		b.secure = 3
+		u.board.PowerCycle()
+		u.runs("ota_0", "2.0.0")
+		if text := string(u.board.Chip.BootText()); !strings.Contains(text, "Secure version (from eFuse) = 3\r\n") {
+			t.Errorf("not burned:\n%s", text)
+		}
+
+		b.offer("2.1.0", u.image("2.1.0", 2))
+		if r := b.want("2.0.0", "update", "secure-version"); r.Fetched != 0 {
+			t.Errorf("%d bytes were fetched", r.Fetched)
+		}
+		b.set(func() { b.manifest = func(m *ota.Manifest) { m.SecureVersion = 3 } })
+		if r := b.want("2.0.0", "update", "secure-version"); r.Fetched == 0 || b.outcomes() != "failed secure-version" {
+			t.Errorf("%+v, told %s", r, b.outcomes())
+		}
+		b.want("2.0.0", "update", "known-bad")
+		u.board.PowerCycle()
+		u.runs("ota_0", "2.0.0")
+		b.offer("2.2.0", u.image("2.2.0", 3))
+		settle(t, b, "2.0.0", "ota_1", "2.2.0")
 	})
 }
 
