@@ -18,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/layout"
 	"github.com/provisiond/provisiond/station"
@@ -110,7 +111,7 @@ func TestOpenAPISchemas(t *testing.T) {
 		"Condition": {s["Condition"], station.Condition{}}, "Port": {s["Port"], station.PortView{}}, "Yield": {s["Yield"], station.Yield{}},
 		"Run": {s["Run"], station.UnitView{}}, "Recipe": {s["Recipe"], station.RecipeView{}}, "Plan": {s["Plan"], provision.PlanReport{}},
 		"Range": {s["Range"], layout.Range{}}, "Region": {*s["Plan"].Properties["regions"].Items, layout.RegionSummary{}},
-		"Bit": {*s["Plan"].Properties["bits"].Items, efuse.Bit{}},
+		"Bit": {*s["Plan"].Properties["bits"].Items, efuse.Bit{}}, "Advisory": {*s["Plan"].Properties["advisories"].Items, chip.Advisory{}},
 	} {
 		var all, always []string
 		for _, f := range reflect.VisibleFields(reflect.TypeOf(c.value)) {

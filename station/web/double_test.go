@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/provisiond/provisiond/efuse"
+	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/layout"
 	"github.com/provisiond/provisiond/station"
@@ -281,6 +282,10 @@ func (d *double) Plan(context.Context, string) (*provision.PlanReport, error) {
 			{Name: "ota_0", Kind: "app", Offset: 0x10000, Length: 180224, Encrypted: true, SHA256: strings.Repeat("56", 32)},
 		},
 		Stages: []string{"burn-key", "protect-key", "close"}, Warnings: []string{"partition nvs is not encrypted"},
+		Advisories: []chip.Advisory{},
+	}
+	if m, err := chip.ByName(p.Chip); err == nil {
+		p.Advisories = m.Advisories(4)
 	}
 	p.Bits = append(
 		p.Bits,
