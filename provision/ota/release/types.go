@@ -147,7 +147,8 @@ func (r Result) validate() error {
 	return nil
 }
 
-// ValidName: a release's name stands in manifests, whose rule this is.
+// ValidName reports whether a release may have this name. It stands in manifests,
+// whose rule this is.
 func ValidName(s string) bool {
 	if s == "" || s == "-" || len(s) > 64 {
 		return false

@@ -202,6 +202,7 @@ func BenchmarkRange(b *testing.B) {
 				if n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{resp.Body}, buf); n != size || err != nil {
 					b.Fatalf("%d bytes, %v", n, err)
 				}
+				_ = resp.Body.Close()
 			}
 		})
 	}
@@ -224,6 +225,7 @@ func BenchmarkFirstByte(b *testing.B) {
 		if n, err := io.Copy(io.Discard, resp.Body); n != 16 || err != nil {
 			b.Fatalf("%d bytes, %v", n, err)
 		}
+		_ = resp.Body.Close()
 	}
 }
 
@@ -242,7 +244,7 @@ func clients(t testing.TB, up childUp, n int, stalled bool) {
 						return err
 					}
 					r := bufio.NewReaderSize(c, 512)
-					resp, err := http.ReadResponse(r, nil)
+					resp, err := http.ReadResponse(r, nil) //nolint:bodyclose // closing it would read the rest
 					if err != nil || resp.StatusCode != http.StatusOK {
 						return fmt.Errorf("%v: %w", resp, errors.Join(err))
 					}

@@ -161,8 +161,10 @@ func (c *Config) validate() error {
 		is        time.Duration
 		low, high time.Duration
 	}{
-		{"keys.hold", c.Keys.Hold, time.Second, 24 * time.Hour}, {"keys.unknown_hold", c.Keys.UnknownHold, time.Second, time.Hour},
-		{"keys.wait", c.Keys.Wait, 100 * time.Millisecond, time.Minute}, {"limits.stall", c.Limits.Stall, time.Second, time.Hour},
+		{"keys.hold", c.Keys.Hold, time.Second, 24 * time.Hour},
+		{"keys.unknown_hold", c.Keys.UnknownHold, time.Second, time.Hour},
+		{"keys.wait", c.Keys.Wait, 100 * time.Millisecond, time.Minute},
+		{"limits.stall", c.Limits.Stall, time.Second, time.Hour},
 	} {
 		if d.is != 0 && (d.is < d.low || d.is > d.high) {
 			bad(d.path, fmt.Sprintf("write %s to %s", d.low, d.high), "%s is not sensible", d.is)
@@ -185,7 +187,7 @@ func (c *Config) validate() error {
 		rate RateConfig
 	}{{"limits.requests", c.Limits.Requests}, {"limits.per_unit", c.Limits.PerUnit}, {"limits.lookups", c.Limits.Lookups}, {"limits.lookups_per_address", c.Limits.LookupsPerAddress}} {
 		// Written so that not-a-number is refused.
-		if r.rate != (RateConfig{}) && !(r.rate.PerSecond > 0 && r.rate.PerSecond <= 1e6 && r.rate.Burst >= 1 && r.rate.Burst <= 1e6) { //nolint:staticcheck // not the same with NaN
+		if r.rate != (RateConfig{}) && !(r.rate.PerSecond > 0 && r.rate.PerSecond <= 1e6 && r.rate.Burst >= 1 && r.rate.Burst <= 1e6) {
 			bad(r.path, "write per_second and burst, both up to 1000000", "%v and %d are no rate", r.rate.PerSecond, r.rate.Burst)
 		}
 	}

@@ -120,7 +120,7 @@ func TestRates(t *testing.T) {
 	u, other := w.unit(1), w.unit(2)
 	synctest.Test(t, func(t *testing.T) {
 		w.t = t
-		var last *http.Response
+		var last *reply
 		for range 6 {
 			last, _ = w.ask(u, "GET", "/manifest?slot=ota_1")
 		}
@@ -205,7 +205,7 @@ func TestCertificates(t *testing.T) {
 		defer client.CloseIdleConnections()
 		code := 0
 		for range 3 { // the second and third on a connection that came back
-			r, err := http.NewRequestWithContext(t.Context(), "GET", w.url+"/v1/units/"+x.mac.String()+"/firmware?slot=ota_1", nil)
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url+"/v1/units/"+x.mac.String()+"/firmware?slot=ota_1", nil)
 			if err != nil {
 				return 0, err
 			}
@@ -346,7 +346,7 @@ func TestVault(t *testing.T) {
 	}
 	srv.Unseal(t)
 	vaulttest.Eventually(t, time.Minute, "the other unit is served again", func() error {
-		if resp, b := w.ask(other, "GET", "/firmware?slot=ota_0"); resp.StatusCode != 200 {
+		if resp, b := w.ask(other, "GET", "/firmware?slot=ota_0"); resp.StatusCode != http.StatusOK {
 			return fmt.Errorf("%d %s", resp.StatusCode, b)
 		}
 		return nil

@@ -21,7 +21,7 @@ func room(raw syscall.RawConn) error {
 		for {
 			p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
 			n, err := unix.Poll(p[:], 0)
-			if err == unix.EINTR { //nolint:errorlint // a plain number of the kernel's
+			if err == unix.EINTR {
 				continue
 			}
 			return n != 0 || err != nil // the write that follows finds what is wrong

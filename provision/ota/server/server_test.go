@@ -81,7 +81,7 @@ func (s *store) Load(ctx context.Context, mac chip.MAC, fp keystore.Fingerprint)
 	return s.Store.Load(ctx, mac, fp)
 }
 
-func (s *store) Units(ctx context.Context) iter.Seq2[chip.MAC, error] {
+func (s *store) Units(context.Context) iter.Seq2[chip.MAC, error] {
 	panic("a server lists no units")
 }
 
@@ -260,8 +260,26 @@ func (u unit) want(t testing.TB, plain []byte, slot string) []byte {
 	return padded
 }
 
+// reply is an answer whose body was read and closed.
+type reply struct {
+	StatusCode    int
+	Header        http.Header
+	ContentLength int64
+}
+
+// whole reads an answer to its end.
+func whole(t testing.TB, resp *http.Response) (*reply, []byte) {
+	t.Helper()
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &reply{resp.StatusCode, resp.Header, resp.ContentLength}, b
+}
+
 // ask sends a request of the unit.
-func (w *world) ask(u unit, method, path string, header ...string) (*http.Response, []byte) {
+func (w *world) ask(u unit, method, path string, header ...string) (*reply, []byte) {
 	w.t.Helper()
 	var body io.Reader
 	for i := 0; i < len(header); i += 2 {
@@ -291,15 +309,11 @@ func (w *world) ask(u unit, method, path string, header ...string) (*http.Respon
 		w.t.Fatal(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		w.t.Fatalf("%s %s: %v", method, path, err)
-	}
-	return resp, b
+	return whole(w.t, resp)
 }
 
 // wantStatus checks status and, for an error, its code.
-func wantStatus(t testing.TB, resp *http.Response, body []byte, status int, code string) {
+func wantStatus(t testing.TB, resp *reply, body []byte, status int, code string) {
 	t.Helper()
 	got := ""
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
@@ -324,7 +338,7 @@ func TestFirmware(t *testing.T) {
 	etags := map[string]bool{}
 	for _, slot := range []string{"ota_0", "ota_1"} {
 		resp, got := w.ask(u, "GET", "/firmware?slot="+slot)
-		if resp.StatusCode != 200 || !bytes.Equal(got, u.want(t, plain, slot)) {
+		if resp.StatusCode != http.StatusOK || !bytes.Equal(got, u.want(t, plain, slot)) {
 			t.Fatalf("%s: %d, %d bytes", slot, resp.StatusCode, len(got))
 		}
 		if resp.Header.Get("Provisiond-Release") != "1.0.0" || resp.Header.Get("Content-Type") != "application/octet-stream" ||
@@ -348,7 +362,7 @@ func TestFirmware(t *testing.T) {
 	if len(etags) != 4 {
 		t.Errorf("%d tags for four different texts", len(etags))
 	}
-	if resp, got := w.ask(u, "GET", "/firmware?slot=ota_1&release=1.0.0"); resp.StatusCode != 200 || !bytes.Equal(got, u.want(t, plain, "ota_1")) {
+	if resp, got := w.ask(u, "GET", "/firmware?slot=ota_1&release=1.0.0"); resp.StatusCode != http.StatusOK || !bytes.Equal(got, u.want(t, plain, "ota_1")) {
 		t.Errorf("the release before: %d", resp.StatusCode)
 	}
 }
@@ -371,14 +385,37 @@ func TestBesideServeContent(t *testing.T) {
 	defer reference.Close()
 	n := len(want)
 	headers := [][]string{
-		{}, {"Range", "bytes=0-"}, {"Range", "bytes=0-0"}, {"Range", fmt.Sprintf("bytes=%d-", n-1)}, {"Range", fmt.Sprintf("bytes=%d-", n)},
-		{"Range", "bytes=-1"}, {"Range", "bytes=-0"}, {"Range", fmt.Sprintf("bytes=-%d", n)}, {"Range", fmt.Sprintf("bytes=-%d", n+1)},
-		{"Range", "bytes=5-4"}, {"Range", "bytes="}, {"Range", "bytes"}, {"Range", "lines=0-1"}, {"Range", "bytes=a-b"},
-		{"Range", "bytes= 1-2"}, {"Range", "bytes=1 - 2"}, {"Range", "bytes=99999999999999999999-"}, {"Range", "bytes=0-99999999999999999999"},
-		{"If-None-Match", tag}, {"If-None-Match", "*"}, {"If-None-Match", `"x"`}, {"If-None-Match", `"x", ` + tag}, {"If-None-Match", "W/" + tag},
-		{"If-Match", tag}, {"If-Match", `"x"`}, {"If-Match", "*"},
-		{"Range", "bytes=7-20", "If-Range", tag}, {"Range", "bytes=7-20", "If-Range", `"x"`}, {"Range", "bytes=7-20", "If-Range", "W/" + tag},
-		{"Range", "bytes=7-20", "If-None-Match", tag}, {"Range", "bytes=7-20", "If-Range", "Sun, 22 Nov 2026 22:00:00 GMT"},
+		{},
+		{"Range", "bytes=0-"},
+		{"Range", "bytes=0-0"},
+		{"Range", fmt.Sprintf("bytes=%d-", n-1)},
+		{"Range", fmt.Sprintf("bytes=%d-", n)},
+		{"Range", "bytes=-1"},
+		{"Range", "bytes=-0"},
+		{"Range", fmt.Sprintf("bytes=-%d", n)},
+		{"Range", fmt.Sprintf("bytes=-%d", n+1)},
+		{"Range", "bytes=5-4"},
+		{"Range", "bytes="},
+		{"Range", "bytes"},
+		{"Range", "lines=0-1"},
+		{"Range", "bytes=a-b"},
+		{"Range", "bytes= 1-2"},
+		{"Range", "bytes=1 - 2"},
+		{"Range", "bytes=99999999999999999999-"},
+		{"Range", "bytes=0-99999999999999999999"},
+		{"If-None-Match", tag},
+		{"If-None-Match", "*"},
+		{"If-None-Match", `"x"`},
+		{"If-None-Match", `"x", ` + tag},
+		{"If-None-Match", "W/" + tag},
+		{"If-Match", tag},
+		{"If-Match", `"x"`},
+		{"If-Match", "*"},
+		{"Range", "bytes=7-20", "If-Range", tag},
+		{"Range", "bytes=7-20", "If-Range", `"x"`},
+		{"Range", "bytes=7-20", "If-Range", "W/" + tag},
+		{"Range", "bytes=7-20", "If-None-Match", tag},
+		{"Range", "bytes=7-20", "If-Range", "Sun, 22 Nov 2026 22:00:00 GMT"},
 		{"Range", "bytes=999999999-", "If-Range", `"x"`},
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -410,7 +447,7 @@ func TestBesideServeContent(t *testing.T) {
 		}
 	}
 	// Several ranges get the whole, as RFC 9110 allows.
-	if resp, got := w.ask(u, "GET", "/firmware?slot=ota_1", "Range", "bytes=0-1,5-6"); resp.StatusCode != 200 || !bytes.Equal(got, want) {
+	if resp, got := w.ask(u, "GET", "/firmware?slot=ota_1", "Range", "bytes=0-1,5-6"); resp.StatusCode != http.StatusOK || !bytes.Equal(got, want) {
 		t.Errorf("two ranges: %d with %d bytes", resp.StatusCode, len(got))
 	}
 }
@@ -491,18 +528,18 @@ func TestAuthentication(t *testing.T) {
 		t.Errorf("%d keys were read for nobody", n)
 	}
 	for _, mac := range []string{"02:00:00:00:00:1", "x", "020000000001", "02-00-00-00-00-01"} {
-		r, _ := http.NewRequestWithContext(t.Context(), "GET", w.url+"/v1/units/"+mac+"/firmware?slot=ota_1", nil)
+		r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url+"/v1/units/"+mac+"/firmware?slot=ota_1", nil)
 		r.Header.Set("Authorization", "Bearer "+u.token)
 		resp, err := w.client.Do(r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = resp.Body.Close()
-		if resp.StatusCode != 401 {
+		if resp.StatusCode != http.StatusUnauthorized {
 			t.Errorf("%s: %d", mac, resp.StatusCode)
 		}
 	}
-	if resp, b := w.ask(u, "GET", "/firmware?slot=ota_1"); resp.StatusCode != 200 {
+	if resp, b := w.ask(u, "GET", "/firmware?slot=ota_1"); resp.StatusCode != http.StatusOK {
 		t.Errorf("%d %s", resp.StatusCode, b)
 	}
 }
@@ -522,8 +559,10 @@ func TestResult(t *testing.T) {
 	}
 	resp, b = w.ask(u, "GET", "/manifest?slot=ota_0")
 	wantStatus(t, resp, b, 409, "secure-version")
-	for _, bad := range []string{``, `{}`, `{"outcome":"x"}`, `[]`, `{"outcome":"failed","slot":"ota_16"}`, `{"outcome":"failed","secure_version":-1}`,
-		`{"outcome":"failed","reason":"` + strings.Repeat("x", 300) + `"}`, `{"outcome":"failed","reason":"` + strings.Repeat("x", 3000) + `"}`} {
+	for _, bad := range []string{
+		``, `{}`, `{"outcome":"x"}`, `[]`, `{"outcome":"failed","slot":"ota_16"}`, `{"outcome":"failed","secure_version":-1}`,
+		`{"outcome":"failed","reason":"` + strings.Repeat("x", 300) + `"}`, `{"outcome":"failed","reason":"` + strings.Repeat("x", 3000) + `"}`,
+	} {
 		resp, b := w.ask(u, "POST", "/result", "body", bad)
 		wantStatus(t, resp, b, 400, "result")
 	}
