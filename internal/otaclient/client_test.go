@@ -2,13 +2,18 @@ package otaclient_test
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
 
-	"github.com/provisiond/provisiond/internal/espsim"
+	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/internal/espsim/bootrom"
 	"github.com/provisiond/provisiond/internal/otaclient"
 	"github.com/provisiond/provisiond/provision/ota"
 )
@@ -395,7 +400,7 @@ func TestRollback(t *testing.T) {
 // is refused by its manifest, and where that lies, by the chip.
 func TestAntiRollback(t *testing.T) {
 	eachChip(t, func(t *testing.T, name string) {
-		u := newUnit(t, name, 1, func(o *espsim.Options) { o.AntiRollback = true })
+		u := newUnit(t, name, 1, func(m *making) { m.board.AntiRollback = true })
 		b := newBackend(t, u)
 		b.offer("2.0.0", u.image("2.0.0", 3))
 		b.want("1.0.0", "update", "ok")
@@ -426,6 +431,68 @@ func TestAntiRollback(t *testing.T) {
 		b.offer("2.2.0", u.image("2.2.0", 3))
 		settle(t, b, "2.0.0", "ota_1", "2.2.0")
 	})
+}
+
+// TestSecureBoot: a unit with Secure Boot takes what is signed with its key. A server
+// that lets other images through is stopped by the chip.
+func TestSecureBoot(t *testing.T) {
+	key, stranger := rsaKey(t), rsaKey(t)
+	eachChip(t, func(t *testing.T, name string) {
+		u := newUnit(t, name, 1, func(m *making) {
+			m.board.Revision = max(m.board.Revision, m.board.Model.SecureBoot.MinimumRevision)
+			m.board.Build = bootrom.Build{SecureBoot: true, Scheme: chip.SignRSA3072}
+			m.product.Signers, m.product.Trust = []crypto.Signer{key}, []crypto.Signer{key}
+		})
+		b := newBackend(t, u)
+		b.offer("2.0.0", u.image("2.0.0", 1))
+		b.want("1.0.0", "update", "ok")
+		u.board.PowerCycle()
+		u.runs("ota_0", "2.0.0")
+		b.want("2.0.0", "confirm", "ok")
+		for what, signers := range map[string][]crypto.Signer{"unsigned": nil, "signed by another": {stranger}} {
+			p := u.product
+			p.Version, p.Signers = "2.1.0", signers
+			im := u.imageOf(p)
+			b.offer("2.1.0", u.image("2.1.0", 1))
+			b.set(func() {
+				b.bytes = func([]byte) []byte {
+					slot, err := u.known.Slot("ota_1")
+					if err != nil {
+						t.Error(err)
+						return nil
+					}
+					up, err := u.known.Encrypt(slot, im.Plain()) // and no check
+					if err != nil {
+						t.Error(err)
+						return nil
+					}
+					defer up.Wipe()
+					c, err := io.ReadAll(up.NewReader())
+					if err != nil {
+						t.Error(err)
+					}
+					return c
+				}
+			})
+			b.want("2.0.0", "update", "validate")
+			if got := b.outcomes(); got != "failed validate" || !strings.Contains(strings.ToLower(u.board.Said), "signature") {
+				t.Errorf("%s: told %q, the chip said %s", what, got, u.board.Said)
+			}
+			u.board.PowerCycle()
+			u.runs("ota_0", "2.0.0")
+		}
+		b.offer("2.1.0", u.image("2.1.0", 1))
+		settle(t, b, "2.0.0", "ota_1", "2.1.0")
+	})
+}
+
+func rsaKey(t *testing.T) crypto.Signer {
+	t.Helper()
+	k, err := rsa.GenerateKey(rand.Reader, 3072)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
 }
 
 // TestServerGoes: the connection breaks anywhere in the body; the next call goes on.

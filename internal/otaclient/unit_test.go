@@ -55,10 +55,18 @@ type unit struct {
 	board *otaclient.Board
 	known *ota.Unit
 	virgo []byte // the board as it left the line
+
+	product sample.Product
+}
+
+// making is what a unit is made of.
+type making struct {
+	board   espsim.Options
+	product sample.Product
 }
 
 // newUnit provisions a simulated chip whose software was built with rollback.
-func newUnit(t *testing.T, name string, last byte, options ...func(*espsim.Options)) *unit {
+func newUnit(t *testing.T, name string, last byte, changes ...func(*making)) *unit {
 	t.Helper()
 	m, err := chip.ByName(name)
 	if err != nil {
@@ -87,7 +95,15 @@ func newUnit(t *testing.T, name string, last byte, options ...func(*espsim.Optio
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = jrn.Close() })
-	path, err := sample.Write(dir, product(m))
+	mac := chip.MAC{0x02, 0, 0, 0, 0, last}
+	mk := making{
+		board:   espsim.Options{Model: m, MAC: mac, Revision: max(m.Lockdown.ClosedMinimum, 4), AppPrints: sample.AppText, Rollback: true, Seed: int64(last)},
+		product: product(m),
+	}
+	for _, change := range changes {
+		change(&mk)
+	}
+	path, err := sample.Write(dir, mk.product)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,12 +115,7 @@ func newUnit(t *testing.T, name string, last byte, options ...func(*espsim.Optio
 	if err != nil {
 		t.Fatal(err)
 	}
-	mac := chip.MAC{0x02, 0, 0, 0, 0, last}
-	o := espsim.Options{Model: m, MAC: mac, Revision: max(m.Lockdown.ClosedMinimum, 4), AppPrints: sample.AppText, Rollback: true, Seed: int64(last)}
-	for _, option := range options {
-		option(&o)
-	}
-	c, err := espsim.New(o)
+	c, err := espsim.New(mk.board)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +129,7 @@ func newUnit(t *testing.T, name string, last byte, options ...func(*espsim.Optio
 		t.Fatal(err)
 	}
 	t.Cleanup(known.Wipe)
-	u := &unit{t: t, board: &otaclient.Board{Chip: c}, known: known}
+	u := &unit{t: t, board: &otaclient.Board{Chip: c}, known: known, product: mk.product}
 	var b bytes.Buffer
 	if err := c.Save(&b); err != nil {
 		t.Fatal(err)
@@ -152,8 +163,13 @@ func (u *unit) runs(partition, version string) {
 // image is another version of the product.
 func (u *unit) image(version string, secure uint32) *ota.Image {
 	u.t.Helper()
-	p := product(u.known.Chip)
+	p := u.product
 	p.Version, p.SecureVersion = version, secure
+	return u.imageOf(p)
+}
+
+func (u *unit) imageOf(p sample.Product) *ota.Image {
+	u.t.Helper()
 	b, err := sample.App(p)
 	if err != nil {
 		u.t.Fatal(err)
