@@ -148,7 +148,7 @@ func sampleJob(t testing.TB, chipName, profile string) *provision.Job {
 		return j
 	}
 	path, err := sample.Write(samples.dir, sample.Product{
-		Chip: model(t, chipName), Name: name, Profile: profile, AppSize: 6 << 10, Baud: 921600, More: profileLines(model(t, chipName), profile),
+		Chip: model(t, chipName), Name: name, Profile: profile, AppSize: 6 << 10, Baud: 921600,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -329,11 +329,3 @@ func wantJobFuses(t testing.TB, c *espsim.Chip, before [][]uint32, job *provisio
 		t.Error(err)
 	}
 }
-
-// product is a sample product's lines for the profile, where the chip needs some.
-func profileLines(m chip.Model, profile string) string {
-	if profile == "release" && m.Lockdown.ReleaseTrap != "" {
-		return "accept_sdm_errata: true\n"
-	}
-	return ""
-}

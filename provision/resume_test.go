@@ -64,7 +64,7 @@ func (b *bench) lastObserved(step string) string {
 // TestCancel cancels a run at the beginning of each of its steps, and starts the
 // same job again.
 func TestCancel(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		for _, step := range stepsOfRelease {
 			inBubble(t, name+"/"+step.name, func(t *testing.T) {
 				b := newMemoryBench(t)
@@ -190,7 +190,7 @@ func TestNewKeyAfterCustody(t *testing.T) {
 // take the state, or nobody knows whether it did, nothing is burned. The next run
 // looks at the chip, sees that the key is not there, and gives it up.
 func TestStoreFailsAtBurn(t *testing.T) {
-	for _, name := range chip.Names() {
+	for _, name := range twoChips {
 		for _, took := range []bool{false, true} {
 			inBubble(t, name+map[bool]string{false: "/before", true: "/after"}[took], func(t *testing.T) {
 				b := newMemoryBench(t)

@@ -232,7 +232,7 @@ func (b *bench) provisionArgs(port []string, more ...string) []string {
 func TestTransports(t *testing.T) {
 	t.Parallel()
 	for _, transport := range []string{"pty", "tcp", "rfc2217"} {
-		for _, chipName := range chip.Names() {
+		for _, chipName := range twoChips {
 			for _, noise := range []string{"", "noise=1e-4,window=flash"} {
 				name := transport + "/" + chipName
 				if noise != "" {
@@ -330,7 +330,7 @@ func repeats(t *testing.T, trace string) int {
 // it comes back, and still decrypts what was written to it.
 func TestStateLasts(t *testing.T) {
 	t.Parallel()
-	for _, chipName := range chip.Names() {
+	for _, chipName := range twoChips {
 		t.Run(chipName, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()

@@ -356,11 +356,7 @@ func ByName(name string) (Model, error) {
 			return m, nil
 		}
 	}
-	var names []string
-	for _, m := range all() {
-		names = append(names, m.Name)
-	}
-	return Model{}, fmt.Errorf("%w %q: known are %s", ErrUnknown, name, strings.Join(names, ", "))
+	return Model{}, fmt.Errorf("%w %q: known are %s", ErrUnknown, name, strings.Join(Names(), ", "))
 }
 
 // ByID finds a model by the chip id of an image header or of GET_SECURITY_INFO.
@@ -387,12 +383,14 @@ func ByMagic(v uint32) (Model, error) {
 // MagicRegister is where ByMagic's value is read.
 const MagicRegister = 0x40001000
 
-// Names lists the chips that everything here can do, in the order of their
-// introduction. All ten are simulated and pass the demo; what still waits for them is
-// the tests of package provision, which go through this list.
-func Names() []string { return slices.Clone(everywhere) }
-
-var everywhere = []string{"esp32", "esp32c3"}
+// Names lists the known chips in the order of their introduction.
+func Names() []string {
+	var names []string
+	for _, m := range all() {
+		names = append(names, m.Name)
+	}
+	return names
+}
 
 // All lists the models of all chips, in the order of their introduction.
 func All() []Model { return all() }
