@@ -33,6 +33,12 @@ func (u *unit) connectFirst(ctx context.Context) error {
 			return observed{"chip": m.Name}, refuse("choose the recipe for this product, or take the board out",
 				"the chip is an %s and recipe %s is for %s", m.Title, u.job.Recipe.Name, u.job.Recipe.Chip)
 		}
+		if u.line.Port.Info().USBOTG {
+			// The ROM turns its download over USB-OTG off with flash encryption
+			// (esp-facts E.4): half a unit would be out of reach.
+			return observed{"chip": m.Name}, refuse("connect the board's UART, or its USB-JTAG-Serial where it has one",
+				"the board hangs on the USB-OTG of its %s, over which no unit can be finished: flash encryption turns it off", m.Title)
+		}
 		u.model = m
 		return observed{"chip": m.Name}, nil
 	})

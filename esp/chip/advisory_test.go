@@ -59,7 +59,7 @@ func TestAdvisoryData(t *testing.T) {
 		if a.Statement == "" || a.Handling == "" || !strings.Contains(a.Source, "esp-facts") || a.Below != 0 && a.Below <= a.From || len(a.Chips) == 0 {
 			t.Errorf("%+v", a)
 		}
-		if a.Sure != chip.Read && a.Sure != chip.Reported && a.Sure != chip.Inferred {
+		if a.Sure != chip.SureRead && a.Sure != chip.SureReported && a.Sure != chip.SureInferred {
 			t.Errorf("%s: sure %q", a.ID, a.Sure)
 		}
 		for _, name := range a.Chips {
