@@ -227,7 +227,7 @@ func TestEveryKind(t *testing.T) {
 			"JSON":                {[]byte(`{"error":"not found"}`), "other", "", nil, "ota- " + noSlot + " serial- enc- img-", "(text)"},
 			"unknown":             {bytes.Repeat([]byte{1, 2, 3, 0}, 400), "unknown", "", nil, "ota- " + noSlot + " serial- enc- img-", "Not recognised"},
 			"image of no chip":    {append([]byte{0xE9, 1, 2, 0x20}, make([]byte, 900)...), "image", "image", nil, "ota- " + noSlot + " serial- enc- img-", "damaged or not whole"},
-			"0xE9 and nothing":    {[]byte{0xE9}, "unknown", "", nil, "ota- " + noSlot + " serial- enc- img-", "Not recognised"},
+			"0xE9 and nothing":    {[]byte{0xE9}, "unknown", "", nil, "ota- " + noSlot + " serial- enc- img-", "too short"},
 		} {
 			t.Run(name+"/"+kind, func(t *testing.T) {
 				if name == "esp32c3" && kind == "image of no chip" {

@@ -333,9 +333,9 @@ func (e *explainer) summarize() {
 	case KindNoise:
 		e.noise(note)
 	case KindUnknown:
-		r.Summary = "Not recognised: no ESP-IDF image, and too even or too short for a guess."
-		if !image.LooksEncrypted(e.b) {
-			r.Summary = "Not recognised: no ESP-IDF image, and not as even as ciphertext is."
+		r.Summary = "Not recognised: no ESP-IDF image, and not as even as ciphertext is."
+		if len(e.b) < minData {
+			r.Summary = "Not recognised: no ESP-IDF image, and too short to tell ciphertext from something else."
 		}
 	}
 	if why := e.untrusted(); why != "" {
