@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -351,4 +352,39 @@ func TestVault(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestMetrics: the figures tell what happened, and name no unit.
+func TestMetrics(t *testing.T) {
+	w := newWorld(t).serve(nil)
+	u := w.unit(1)
+	w.roll("1.0.0", app(t, "1.0.0", 1, 100_000))
+	_, body := w.ask(u, "GET", "/firmware?slot=ota_1")
+	w.ask(unit{mac: u.mac}, "GET", "/firmware?slot=ota_1")
+	w.ask(u, "POST", "/result", "body", `{"outcome":"failed"}`)
+	want := []string{
+		`provisiond_ota_requests_total{code="200",route="firmware"} 1`, `provisiond_ota_requests_total{code="401",route="firmware"} 1`,
+		fmt.Sprintf("provisiond_ota_sent_bytes_total %d", len(body)), `provisiond_ota_results_total{outcome="failed"} 1`,
+		`provisiond_ota_keystore_lookups_total{outcome="ok",what="load"} 1`, "provisiond_ota_keys_held 1", "provisiond_ota_keystore_up 1",
+	}
+	// A download is counted when it ends, which its client cannot see.
+	vaulttest.Eventually(t, 10*time.Second, "all is counted", func() error {
+		rec := httptest.NewRecorder()
+		w.server.Metrics().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		text := rec.Body.String()
+		if strings.Contains(text, u.mac.String()) {
+			t.Error("a unit is named")
+		}
+		for _, line := range want {
+			if !strings.Contains(text, line+"\n") {
+				return fmt.Errorf("there is no %s in\n%s", line, text)
+			}
+		}
+		return nil
+	})
+	rec := httptest.NewRecorder()
+	w.server.Metrics().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/healthz", nil))
+	if rec.Code != http.StatusOK {
+		t.Errorf("healthz: %d", rec.Code)
+	}
 }

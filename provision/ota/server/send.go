@@ -168,7 +168,7 @@ type flow struct {
 }
 
 func (f *flow) run() {
-	f.err = f.send()
+	f.err = f.safely()
 	f.over(f.code, f.sent, f.err)
 	top, door, early := f.top, f.tcp.door, f.early
 	if f.err != nil {
@@ -178,6 +178,17 @@ func (f *flow) run() {
 	}
 	*f = flow{} // what waits holds nothing
 	door.park(top, early)
+}
+
+// safely is send. What would end the whole server ends this download only, as
+// net/http has it for handlers.
+func (f *flow) safely() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return f.send()
 }
 
 func (f *flow) send() error {

@@ -105,7 +105,7 @@ func (o *Options) fill() {
 
 // Event is something that people should know.
 type Event struct {
-	Kind string   // keystore, audit, image, sign, http, result, panic
+	Kind string   // keystore, audit, request, sign, http, result, cut, panic
 	Unit chip.MAC // the zero one when it is about none
 	Text string
 	Err  error
@@ -683,6 +683,7 @@ func (s *Server) sent(use Use, code int, n int64, err error) {
 	switch {
 	case err != nil:
 		use.Outcome = "cut"
+		s.o.Observe(Event{Kind: "cut", Unit: use.Unit, Text: fmt.Sprintf("a download ended after %d bytes: %v", n, err)})
 	case code != http.StatusOK && code != http.StatusPartialContent:
 		use.Outcome = strconv.Itoa(code)
 	}
