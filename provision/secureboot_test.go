@@ -356,13 +356,36 @@ func TestSecureBootHolds(t *testing.T) {
 	}
 }
 
+// releaseUnits are a unit of every chip and, where it has fuses of its own, of its
+// last scheme.
+func releaseUnits() (list []struct {
+	chip   string
+	scheme chip.SignatureScheme
+}) {
+	for _, name := range allChips() {
+		m, err := chip.ByName(name)
+		if err != nil {
+			panic(err)
+		}
+		for i, s := range m.SecureBoot.Schemes {
+			if i == 0 || s.Scheme == chip.SignECDSA384 {
+				list = append(list, struct {
+					chip   string
+					scheme chip.SignatureScheme
+				}{name, s.Scheme})
+			}
+		}
+	}
+	return list
+}
+
 // TestReleaseProblems: every fuse that ESP-IDF's check of the release mode asks for is
 // missed when it lacks, by what the chip shows.
 func TestReleaseProblems(t *testing.T) {
-	for _, name := range allChips() {
-		m := model(t, name)
-		scheme := m.SecureBoot.Schemes[0].Scheme
-		inBubble(t, name, func(t *testing.T) {
+	for _, x := range releaseUnits() {
+		m, scheme := model(t, x.chip), x.scheme
+		signerOf(t, scheme, 0)
+		inBubble(t, x.chip+"/"+string(scheme), func(t *testing.T) {
 			b := newMemoryBench(t)
 			c := b.board(espsim.Options{Model: m, Build: bootrom.Build{SecureBoot: true, Scheme: scheme}})
 			job := signedJob(t, product(m, "hybrid"), scheme, []int{0}, []int{0})
@@ -381,11 +404,23 @@ func TestReleaseProblems(t *testing.T) {
 			}
 			places := b.places(c, job)
 			digest := places[len(places)-1]
-			fields := []string{m.SecureBoot.EnableField, "WR_DIS.RD_DIS", "WR_DIS." + digest.Block}
+			key := places[0].Block
+			fields := []string{
+				m.SecureBoot.EnableField, "WR_DIS.RD_DIS", "WR_DIS." + digest.Block,
+				m.EFuse.FlashCryptCount, "WR_DIS." + key, "RD_DIS." + key,
+			}
+			if scheme == chip.SignECDSA384 {
+				fields = append(fields, m.SecureBoot.SHA384Field)
+			}
+			for _, a := range slices.Concat(m.Lockdown.Enable, m.Lockdown.Fuses) {
+				fields = append(fields, a.Field)
+			}
 			fields = append(fields, m.SecureBoot.RevokeFields[min(1, len(m.SecureBoot.RevokeFields)):]...)
 			for _, f := range []string{
 				"JTAG_DISABLE", "HARD_DIS_JTAG", "DIS_PAD_JTAG", "DIS_USB_JTAG", "DIS_DIRECT_BOOT", "DIS_BOOT_REMAP",
 				"DIS_LEGACY_SPI_BOOT", "CONSOLE_DEBUG_DISABLE", "WR_DIS.KEY_PURPOSE_1", "KEY_PURPOSE_1",
+				"WR_DIS.KEY_PURPOSE_0", "KEY_PURPOSE_0", "WR_DIS.DIS_CACHE", "WR_DIS.DIS_ICACHE",
+				"WR_DIS.SECURE_BOOT_SHA384_EN", "WR_DIS.ECDSA_CURVE_MODE",
 			} {
 				if _, has := tableOf(t, c).Field(f); has {
 					fields = append(fields, f)
