@@ -179,6 +179,9 @@ func plan(c *espsim.Chip, r *recipe.Recipe, key []byte) planned {
 		put(at, reversed(key), 4, true)
 		at++
 	}
+	if m.Name == "esp32c2" && r.Scheme() == chip.SchemeXTS128 {
+		fuseBits{"XTS_KEY_LENGTH_256": 1, "RD_DIS.KEY0.HI": 1}.on(p.block0, tab)
+	}
 	if r.ECIES {
 		put(at, hmacKey(key, c.MAC()), 8, true)
 		at++

@@ -14,6 +14,7 @@ import (
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/keystore"
+	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/journal"
 )
 
@@ -218,4 +219,46 @@ func TestFlashContents(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestOtherSchemes: flash encryption that is not the chip's usual one: XTS-AES-256 in two
+// blocks, and a key that fills the ESP32-C2's block.
+func TestOtherSchemes(t *testing.T) {
+	tried := 0
+	for _, name := range allChips() {
+		m := model(t, name)
+		for _, scheme := range m.Schemes {
+			if scheme == m.Scheme {
+				continue
+			}
+			tried++
+			inBubble(t, name+"/"+string(scheme), func(t *testing.T) {
+				b := newMemoryBench(t)
+				c := b.board(espsim.Options{Model: m})
+				before := c.Fuses()
+				job := edited(t, name, "release", "", "flash_encryption: "+string(scheme))
+				wantPass(t, b.run(t.Context(), c, job))
+				wantJobFuses(t, c, before, job, b.storedKey(unitMAC))
+				if rec := b.metas(unitMAC)[0]; rec.Scheme != scheme {
+					t.Errorf("the record says %s", rec.Scheme)
+				}
+				if !boots(c) {
+					t.Errorf("it does not boot: %s", c.BootText())
+				}
+			})
+		}
+	}
+	if tried < 4 {
+		t.Errorf("only %d schemes", tried)
+	}
+	// A digest has no room beside a key that fills the block.
+	p := product(model(t, "esp32c2"), "hybrid")
+	p.More = "flash_encryption: xts-128\n"
+	r, err := loadSigned(t, p, chip.SignECDSA256, []int{0}, []int{0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := provision.NewJob(r); err == nil || !strings.Contains(err.Error(), "no room for SECURE_BOOT_DIGEST") {
+		t.Errorf("a digest beside a whole key: %v", err)
+	}
 }
