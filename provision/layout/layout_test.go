@@ -228,6 +228,9 @@ func checkTiles(t interface{ Fatalf(string, ...any) }, l *Layout) {
 	for _, r := range l.Regions {
 		all = append(all, Range{r.Name, r.Offset, (uint32(len(r.Plain)) + Sector - 1) &^ (Sector - 1)})
 	}
+	if l.UnitData != nil {
+		all = append(all, *l.UnitData)
+	}
 	all = append(append(all, l.Erase...), l.Untouched...)
 	slices.SortFunc(all, func(a, b Range) int { return int(a.Offset) - int(b.Offset) })
 	at := uint32(0)
