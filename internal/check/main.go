@@ -225,7 +225,7 @@ type tally struct {
 // heavy are the runs that would take too long with the race detector, or beside
 // others: the fault table at thousands of its points, and a whole shift.
 var heavy = [][]string{
-	{"./provision", "-run", "TestFaultTable", "-args", "-every", "5"},
+	{"./provision", "-run", "TestFaultTable", "-args", "-every", "23"},
 	{"./internal/shift", "-args", "-units", "2000", "-slots", "64", "-outage", "1m"},
 }
 
