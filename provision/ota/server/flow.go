@@ -266,20 +266,22 @@ type connection struct {
 	top net.Conn // TLS, if there is
 	tcp *tcpConn
 	tls *tls.Conn // nil without
+	// again is what net/http reads from when the connection came back.
+	again *resumed
 }
 
 type connectionKey struct{}
 
 // withConnection is http.Server.ConnContext.
 func withConnection(ctx context.Context, c net.Conn) context.Context {
-	if r, ok := c.(*resumed); ok {
-		c = r.Conn
+	again, ok := c.(*resumed)
+	if ok {
+		c = again.Conn
 	}
-	k := &connection{top: c}
+	k := &connection{top: c, again: again}
 	if t, ok := c.(*tls.Conn); ok {
 		k.tls, c = t, t.NetConn()
 	}
-	var ok bool
 	if k.tcp, ok = c.(*tcpConn); !ok {
 		return ctx
 	}

@@ -143,7 +143,11 @@ func (s *sender) leave(c *content, n int64) bool {
 	}
 	s.left, s.wrote = true, true
 	early, _ := rw.Reader.Peek(rw.Reader.Buffered()) // of the next request, if the client did not wait
-	f := &flow{top: k.top, net: conn, tcp: k.tcp, head: bytes.Clone(head.Bytes()), early: bytes.Clone(early), body: c.source, at: c.at, end: c.at + n, stall: s.stall, code: s.code, over: s.over}
+	early = bytes.Clone(early)
+	if k.again != nil {
+		early = append(early, k.again.first...) // what net/http has not read yet
+	}
+	f := &flow{top: k.top, net: conn, tcp: k.tcp, head: bytes.Clone(head.Bytes()), early: early, body: c.source, at: c.at, end: c.at + n, stall: s.stall, code: s.code, over: s.over}
 	if !k.tcp.door.start(f.top, f.run) {
 		f.err = net.ErrClosed
 		f.over(f.code, 0, f.err)
