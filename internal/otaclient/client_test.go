@@ -842,3 +842,90 @@ func TestOneStart(t *testing.T) {
 		t.Errorf("%+v", results)
 	}
 }
+
+// TestESPPort runs the tables for ESP-IDF over functions of ours that stand for
+// ESP-IDF's: what they do with the answers, and that they ask for the right things.
+func TestESPPort(t *testing.T) {
+	eachChip(t, func(t *testing.T, name string) {
+		u := newUnit(t, name, 1)
+		b := newBackend(t, u)
+		b.program = "ota_client_esp"
+		im := u.image("2.0.0", 1)
+		b.offer("2.0.0", im)
+
+		// Answers that are no success.
+		b.set(func() { b.refuse = func(*http.Request) (int, string) { return 503, "9" } })
+		if r := b.want("1.0.0", "update", "busy"); r.RetryAfter != 9 {
+			t.Errorf("%+v", r)
+		}
+		b.set(func() { b.refuse = func(*http.Request) (int, string) { return 204, "" } })
+		b.want("1.0.0", "update", "nothing-new")
+		b.offer("2.0.0", im)
+		b.set(func() { b.head = func(h http.Header, _ *http.Request) { h.Del("ETag") } })
+		b.want("1.0.0", "update", "protocol")
+		b.offer("2.0.0", im)
+		b.set(func() { b.spoil = func(c []byte) []byte { c[100] ^= 1; return c } })
+		b.want("1.0.0", "update", "hash")
+		b.offer("2.0.0", im)
+		b.set(func() { b.slot = "ota_1" })
+		b.want("1.0.0", "update", "validate")
+		u.board.PowerCycle()
+		u.runs("factory", "1.0.0")
+
+		// The connection breaks, with bytes under way; then it is closed when it is idle.
+		u.reset()
+		b.offer("2.0.0", im)
+		answers := 0
+		b.set(func() {
+			b.stop = func(*http.Request) int {
+				if answers++; answers == 3 {
+					return sector + 100
+				}
+				return -1
+			}
+		})
+		b.want("1.0.0", "update", "transport")
+		b.set(func() { b.stop, b.impatient = nil, true })
+		_, c := b.ciphertext("ota_0")
+		if r := b.want("1.0.0", "update", "ok"); r.Fetched != len(c)-2*request-sector {
+			t.Errorf("%+v for %d bytes", r, len(c))
+		}
+		u.board.PowerCycle()
+		u.runs("ota_0", "2.0.0")
+		b.want("2.0.0", "update", "pending-verify")
+		b.want("2.0.0", "confirm", "ok")
+		if got := b.outcomes(); got != "applied, confirmed" {
+			t.Errorf("told %s", got)
+		}
+
+		// To the next slot, and back because nobody confirms.
+		b.offer("2.1.0", u.image("2.1.0", 1))
+		b.want("2.0.0", "update", "ok")
+		u.board.PowerCycle()
+		u.runs("ota_1", "2.1.0")
+		u.board.PowerCycle()
+		u.runs("ota_0", "2.0.0")
+		if r := b.want("2.0.0", "update", "known-bad"); r.Boot != "rolled-back" || b.outcomes() != "applied, rolled-back" {
+			t.Errorf("%+v, told %s", r, b.outcomes())
+		}
+
+		// Every operation of the board fails once, and power fails within each once.
+		for _, moment := range []otaclient.Moment{otaclient.Fails, otaclient.Within} {
+			for at, last := 1, false; !last; at++ {
+				u.reset()
+				b.offer("2.0.0", im)
+				last = true
+				u.board.Cut = func(n int, _ otaclient.Op, _ uint32) otaclient.Moment {
+					if n != at {
+						return otaclient.Never
+					}
+					last = false
+					return moment
+				}
+				u.board.Run(t, b.client("1.0.0"), "update")
+				u.board.Cut = nil
+				settle(t, b, "1.0.0", "ota_0", "2.0.0")
+			}
+		}
+	})
+}

@@ -9,6 +9,7 @@ package otaclient
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/sha256"
@@ -36,10 +37,12 @@ import (
 var flags = strings.Fields("-std=c99 -O1 -g -Wall -Wextra -Werror -pedantic -Wconversion -Wshadow -Wvla -Wstrict-prototypes " +
 	"-fsanitize=address,undefined -fno-sanitize-recover=all -D_POSIX_C_SOURCE=200809L")
 
-// Programs, and what each is made of beside the client's core.
+// Programs, and what each is made of beside the client's core. "ota_client_esp" goes
+// through the tables for ESP-IDF, with functions of ours in place of ESP-IDF's.
 var programs = map[string][]string{
-	"ota_client": {"src/crypto_psa.c", "host/http.c", "host/board.c", "host/main.c"},
-	"parse":      {"host/http.c", "host/parse.c"},
+	"ota_client":     {"src/crypto_psa.c", "host/http.c", "host/board.c", "host/options.c", "host/main.c"},
+	"ota_client_esp": {"src/crypto_psa.c", "src/port_esp.c", "host/http.c", "host/board.c", "host/options.c", "host/idf/idf.c", "-Ihost/idf"},
+	"parse":          {"host/http.c", "host/parse.c"},
 }
 
 var core = []string{"src/text.c", "src/response.c", "src/record.c", "src/manifest.c", "src/ota_client.c"}
@@ -54,7 +57,7 @@ var built struct {
 // errNoTools says that this machine cannot build C for the host.
 var errNoTools = errors.New("needs gcc and libmbedtls-dev: apt-get install gcc libc6-dev libmbedtls-dev")
 
-// Program gives the path of a program of esp/ota_client/host: "ota_client" or "parse".
+// Program gives the path of a program: "ota_client", "ota_client_esp" or "parse".
 func Program(t testing.TB, name string) string {
 	t.Helper()
 	built.Lock()
@@ -90,7 +93,7 @@ func build(ctx context.Context) (string, error) {
 	}
 	sum := sha256.New()
 	_, _ = fmt.Fprintln(sum, flags, programs, core)
-	for _, pattern := range []string{"include/*.h", "src/*", "host/*"} {
+	for _, pattern := range []string{"include/*.h", "src/*", "host/*.[ch]", "host/idf/*"} {
 		names, err := filepath.Glob(filepath.Join(source, pattern))
 		if err != nil {
 			return "", err
@@ -156,6 +159,7 @@ type Client struct {
 	SecureVersion uint32
 	Request       uint32 // bytes of one request; 0: the client's default
 	SaveEvery     uint32 // sectors; 0: the client's default
+	Program       string // "ota_client" if it is empty
 }
 
 // Result is what one act of the client came to.
@@ -245,7 +249,7 @@ func (b *Board) Run(t testing.TB, c Client, acts ...string) (results []Result, c
 	if c.SaveEvery != 0 {
 		args = append(args, "--save-every", strconv.FormatUint(uint64(c.SaveEvery), 10))
 	}
-	cmd := exec.CommandContext(t.Context(), Program(t, "ota_client"), append(args, acts...)...)
+	cmd := exec.CommandContext(t.Context(), Program(t, cmp.Or(c.Program, "ota_client")), append(args, acts...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	in, err := cmd.StdinPipe()

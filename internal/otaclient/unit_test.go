@@ -200,6 +200,7 @@ type backend struct {
 	srv    *httptest.Server
 
 	mu      sync.Mutex
+	program string // the client's; "": the host's
 	secure  uint32 // what the unit's image has; 0: 1
 	release string
 	image   *ota.Image
@@ -394,7 +395,7 @@ func (b *backend) serveResult(w http.ResponseWriter, r *http.Request) {
 func (b *backend) client(v string) otaclient.Client {
 	return otaclient.Client{
 		Server: b.srv.Listener.Addr().String(), Signer: b.signer.Public(), Version: v, SecureVersion: max(b.secure, 1),
-		Request: request, SaveEvery: saveEvery,
+		Request: request, SaveEvery: saveEvery, Program: b.program,
 	}
 }
 

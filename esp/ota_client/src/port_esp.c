@@ -1,7 +1,7 @@
 /*
- * The tables on a device. This file was written against the headers and sources of
- * ESP-IDF and compiled against its headers' declarations only: no toolchain of
- * Espressif's and no chip has seen it yet.
+ * The tables on a device. This file was written against ESP-IDF's sources and checked
+ * with its headers; our tests run it on the host over stand-ins for ESP-IDF's functions
+ * (host/idf). No toolchain of Espressif's and no chip has seen it yet.
  */
 #include "provisiond_ota_esp.h"
 
