@@ -466,6 +466,14 @@ func (e *explainer) decrypt() bool {
 	return ok && twice(at, at)
 }
 
+// everywhere says that no address changes the key, as on an ESP32 whose
+// FLASH_CRYPT_CONFIG is 0.
+func (e *explainer) everywhere() bool {
+	zero := make([]byte, flashcrypt.BlockSize)
+	one, two := e.open(zero, 0, len(zero)), e.open(zero, sector, len(zero))
+	return one != nil && bytes.Equal(one, two)
+}
+
 // decryptData looks at the places that are known for data of other kinds, such as a
 // unit's own partition: what is far from noise after decryption was encrypted there.
 func (e *explainer) decryptData() bool {

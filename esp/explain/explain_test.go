@@ -270,6 +270,22 @@ func TestEveryKind(t *testing.T) {
 	}
 }
 
+// TestEverywhere: with FLASH_CRYPT_CONFIG 0 there is no address to tell.
+func TestEverywhere(t *testing.T) {
+	b := newBench(t, "esp32")
+	c, err := flashcrypt.NewESP32(bytes.Repeat([]byte{1, 2, 3, 4}, 8), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, at := b.options(), uint32(slot1)
+	o.Cipher, o.Address = c, &at
+	r := explain.Explain(b.enc(c, b.app, slot1), o)
+	if notes := strings.Join(r.Notes, "\n"); answers(r) != "ota- raw/0+ raw/1+ serial+ enc- img-" ||
+		!strings.Contains(notes, "cannot be seen") || strings.Contains(notes, "is not ciphertext for") || strings.Contains(fmt.Sprint(r.Paths), "nowhere else") {
+		t.Errorf("%s %+v", answers(r), r)
+	}
+}
+
 // TestSecureBoot: a unit with Secure Boot takes what one of its keys has signed, on
 // every way.
 func TestSecureBoot(t *testing.T) {

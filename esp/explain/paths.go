@@ -268,6 +268,9 @@ func (e *explainer) serial() {
 		at := e.r.Layers[0].Address
 		plain.Answer, plain.Address = Takes, &at
 		plain.Why = fmt.Sprintf("at 0x%x%s, and nowhere else, for as long as the loader is open", at, inBrackets(e.r.Layers[0].Place))
+		if e.everywhere() {
+			plain.Address, plain.Why = nil, "at any address, for as long as the loader is open"
+		}
 		enc.Why = "the chip would encrypt it a second time"
 	case e.r.Kind == KindTwice:
 		plain.Why, enc.Why = "it is encrypted twice: the chip undoes it once", "the chip would encrypt it a third time"
@@ -307,8 +310,12 @@ func (e *explainer) summarize() {
 	case KindCiphertext:
 		l := r.Layers[0]
 		r.Summary = fmt.Sprintf("Ciphertext of this key for 0x%x%s, scheme %s: %s.", l.Address, inBrackets(l.Place), l.Scheme, e.contentWords())
-		if e.o.Address != nil && *e.o.Address != l.Address {
+		everywhere := e.everywhere()
+		if e.o.Address != nil && *e.o.Address != l.Address && !everywhere {
 			note("it is not ciphertext for 0x%x, the address that was given", *e.o.Address)
+		}
+		if everywhere {
+			note("FLASH_CRYPT_CONFIG is 0: no address changes the key, so it is the same ciphertext everywhere, and for which place it was made cannot be seen")
 		}
 	case KindTwice:
 		a, b := r.Layers[0], r.Layers[1]
@@ -322,7 +329,7 @@ func (e *explainer) summarize() {
 	case KindZeros:
 		r.Summary = "0x00 in every byte."
 	case KindEncryptedImg:
-		r.Summary = "An esp_encrypted_img file: for a device that decrypts it itself, and good for every slot."
+		r.Summary = fmt.Sprintf("An esp_encrypted_img file (%s): for a device that decrypts it itself, and good for every slot.", r.Format)
 		if r.Problem != "" {
 			r.Summary = "The beginning of an esp_encrypted_img file: " + r.Problem + "."
 		} else {
