@@ -66,9 +66,6 @@ func (b *bench) lastObserved(step string) string {
 func TestCancel(t *testing.T) {
 	for _, name := range twoChips {
 		for _, step := range stepsOfRelease {
-			if l := model(t, name).Lockdown; step.name == "write-protect" && len(l.WriteProtect)+len(l.ReleaseProtect) == 0 {
-				continue // an ESP32-P4 has nothing to protect
-			}
 			inBubble(t, name+"/"+step.name, func(t *testing.T) {
 				b := newMemoryBench(t)
 				c := b.board(espsim.Options{Model: model(t, name)})

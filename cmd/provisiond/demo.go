@@ -108,11 +108,7 @@ func (c *demoCmd) setUp(a *app, dir string) (*demoSite, error) {
 		if err != nil {
 			return nil, &usageError{err}
 		}
-		product := sample.Product{Chip: m, Profile: c.Profile, Baud: 921600}
-		if c.Profile == "release" && m.Lockdown.ReleaseTrap != "" {
-			product.More = "accept_sdm_errata: true\n" // the boards are simulated
-		}
-		path, err := sample.Write(dir, product)
+		path, err := sample.Write(dir, sample.Product{Chip: m, Profile: c.Profile, Baud: 921600})
 		if err != nil {
 			return nil, err
 		}
