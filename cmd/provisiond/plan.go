@@ -77,6 +77,7 @@ func (c *planCmd) virgin(r *recipe.Recipe) (*espsim.Chip, error) {
 		if rev, err = chip.ParseRevision(c.Revision); err != nil {
 			return nil, usage("--revision: %w", err)
 		}
+		rev = espsim.RevisionOf(rev)
 	}
 	board, err := espsim.New(espsim.Options{Model: m, Revision: rev, FlashSize: uint32(r.FlashSize)})
 	if err != nil {

@@ -116,6 +116,7 @@ func (c *simCmd) board() (*espsim.Chip, error) {
 		if o.Revision, err = chip.ParseRevision(c.Revision); err != nil {
 			return nil, usage("--revision: %w", err)
 		}
+		o.Revision = espsim.RevisionOf(o.Revision)
 	}
 	if c.MAC != "" {
 		if o.MAC, err = chip.ParseMAC(c.MAC); err != nil {

@@ -19,7 +19,7 @@ import (
 // Options describe a simulated board. Only Model is needed.
 type Options struct {
 	Model     chip.Model
-	Revision  chip.Revision // 0 stands for a usual one of the chip
+	Revision  chip.Revision // 0 stands for a usual one of the chip; see RevisionOf
 	MAC       chip.MAC      // the zero value stands for a locally administered one made from Seed
 	FlashSize uint32        // bytes; 0 stands for 4 MiB
 	Crystal   int           // MHz; 0 stands for the chip's usual one
@@ -106,14 +106,28 @@ type Chip struct {
 // romBaud is the rate of the ROM after a reset.
 const romBaud = 115200
 
+// first stands in Options.Revision for v0.0, where 0 is no wish at all.
+const first chip.Revision = 0xFFFF
+
+// RevisionOf is what Options.Revision has to be for a revision that somebody named.
+func RevisionOf(r chip.Revision) chip.Revision {
+	if r == 0 {
+		return first
+	}
+	return r
+}
+
 // New makes a board that is powered, with its lines released: it boots from flash.
 func New(o Options) (*Chip, error) {
 	si, err := silicon.Of(o.Model.Name)
 	if err != nil {
 		return nil, err
 	}
-	if o.Revision == 0 {
+	switch o.Revision {
+	case 0:
 		o.Revision = si.Revision
+	case first:
+		o.Revision = 0
 	}
 	tab, err := table.ForRevision(o.Model.Name, o.Revision)
 	if err != nil {

@@ -442,6 +442,18 @@ func TestUSBFuses(t *testing.T) {
 	}
 }
 
+// TestFirstRevision: a chip that is asked for as v0.0 is v0.0, and not a usual one.
+func TestFirstRevision(t *testing.T) {
+	eachChip(t, func(t *testing.T, m chip.Model) {
+		if c := newChip(t, Options{Model: m, Revision: RevisionOf(0)}); c.Revision() != 0 {
+			t.Errorf("it is %v", c.Revision())
+		}
+		if c := newChip(t, Options{Model: m, Revision: RevisionOf(1)}); c.Revision() != 1 {
+			t.Errorf("it is %v", c.Revision())
+		}
+	})
+}
+
 // TestSecureDownloadWraps: with more than 16 MB of flash the loader in Secure Download
 // Mode sends three address bytes.
 func TestSecureDownloadWraps(t *testing.T) {

@@ -1,6 +1,7 @@
 package recipe
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -76,6 +77,11 @@ func (d *decoder) secureBoot(n *yaml.Node, knownChip bool, r *Recipe) {
 			d.add(a.Line, "secure_boot.aggressive_revoke", r.model.Title+" has no such fuse", "remove it")
 		}
 	}
+	if knownChip && sb.DigestIn == chip.DigestInKey0High && r.Scheme() != r.model.Scheme {
+		line := cmp.Or(d.lines["flash_encryption"], n.Line)
+		d.add(line, "flash_encryption", fmt.Sprintf("a key of %s fills the only key block of %s, which has to hold the digest too", r.Scheme(), r.model.Title),
+			"write flash_encryption: "+string(r.model.Scheme)+" or leave it out")
+	}
 	weak := knownChip && sb.WeakECDSA && s.Scheme.ECDSA()
 	if a := v["accept_weak_ecdsa"]; a != nil {
 		s.AcceptWeakECDSA = d.boolean(a, "secure_boot.accept_weak_ecdsa")
@@ -88,6 +94,10 @@ func (d *decoder) secureBoot(n *yaml.Node, knownChip bool, r *Recipe) {
 			"use rsa3072 where the chip has it, or write accept_weak_ecdsa: true and have it in every certificate")
 	}
 	r.SecureBoot = s
+	if oldest := r.oldestFor(); knownChip && s.Scheme != "" && r.MaxChipRevision < oldest {
+		d.add(d.lines["max_chip_revision"], "max_chip_revision",
+			fmt.Sprintf("%s verifies no %s before %s, so no chip fits both", r.model.Title, s.Scheme, oldest), fmt.Sprintf("allow %s or newer", oldest))
+	}
 }
 
 // scheme reads a signature scheme that the chip verifies.

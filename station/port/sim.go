@@ -132,6 +132,7 @@ func simOptions(a Address) (o espsim.Options, err error) {
 			o.MAC, err = chip.ParseMAC(p.Value)
 		case "revision":
 			o.Revision, err = chip.ParseRevision(p.Value)
+			o.Revision = espsim.RevisionOf(o.Revision)
 		case "flash":
 			o.FlashSize, err = parseFlash(p.Value)
 		case "faults":
