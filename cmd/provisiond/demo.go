@@ -27,7 +27,7 @@ type demoCmd struct {
 	Units   int            `help:"How many boards." default:"4"`
 	Slots   int            `help:"How many at once." default:"2"`
 	Chip    string         `help:"Only this chip; without it the chips take turns." placeholder:"C"`
-	Profile string         `help:"development, hybrid, release or closed." enum:"development,hybrid,release,closed" default:"release"`
+	Profile string         `help:"development, hybrid, release or closed. Default: release, but closed on a chip whose release mode has errata (ESP32-P4)." enum:",development,hybrid,release,closed" default:"" placeholder:"PROFILE"`
 	Dir     string         `help:"Keep keystore, journal, recipes and images in this folder." placeholder:"D"`
 	Fault   string         `help:"A fault for every simulated board, for example noise=1e-4 (see sim --help)." placeholder:"SPEC"`
 	Trace   string         `help:"Write every frame of every line, without key bytes, into this file." placeholder:"FILE"`
@@ -77,7 +77,7 @@ func (c *demoCmd) Run(a *app) error {
 	defer done()
 
 	results := c.provisionAll(a, site, faults, trace)
-	if err := c.print(a, dir, results); err != nil {
+	if err := c.print(a, dir, string(site.jobs[0].Recipe.Profile), results); err != nil {
 		return err
 	}
 	for _, r := range results {
@@ -89,6 +89,15 @@ func (c *demoCmd) Run(a *app) error {
 		return &provision.Failure{Cause: provision.CauseCancelled, Reason: "stopped before all units were begun"}
 	}
 	return nil
+}
+
+// profile is the one that was asked for, or one that every unit of a chip can have.
+func (c *demoCmd) profile(m chip.Model) string {
+	last := recipe.Release
+	if m.Lockdown.ReleaseTrap != "" {
+		last = recipe.Closed
+	}
+	return cmp.Or(c.Profile, string(last))
 }
 
 // demoChips take turns unless --chip names one: a chip of either generation.
@@ -108,7 +117,7 @@ func (c *demoCmd) setUp(a *app, dir string) (*demoSite, error) {
 		if err != nil {
 			return nil, &usageError{err}
 		}
-		path, err := sample.Write(dir, sample.Product{Chip: m, Profile: c.Profile, Baud: 921600})
+		path, err := sample.Write(dir, sample.Product{Chip: m, Profile: c.profile(m), Baud: 921600})
 		if err != nil {
 			return nil, err
 		}
@@ -220,7 +229,7 @@ func (c *demoCmd) provisionOne(ctx context.Context, log *zap.Logger, e *provisio
 // demoRevision is silicon on which every profile works; 0 leaves it to the simulator.
 func demoRevision(m chip.Model) chip.Revision { return m.Lockdown.ClosedMinimum }
 
-func (c *demoCmd) print(a *app, dir string, results []*provision.Result) error {
+func (c *demoCmd) print(a *app, dir, profile string, results []*provision.Result) error {
 	if c.JSON {
 		enc := json.NewEncoder(a.out)
 		for _, r := range results {
@@ -255,7 +264,7 @@ func (c *demoCmd) print(a *app, dir string, results []*provision.Result) error {
 			_, _ = fmt.Fprintf(a.out, "%s %s: %s\n  next: %s\n", cmp.Or(r.Unit, "(unknown unit)"), r.Verdict, r.Reason, r.NextStep)
 		}
 	}
-	_, _ = fmt.Fprintf(a.out, "%d simulated units, profile %s: %d PASS\n", len(results), c.Profile, pass)
+	_, _ = fmt.Fprintf(a.out, "%d simulated units, profile %s: %d PASS\n", len(results), profile, pass)
 	if left := c.Units - len(results); left > 0 {
 		_, _ = fmt.Fprintf(a.out, "%d units were not begun\n", left)
 	}
