@@ -358,32 +358,25 @@ func TestResponseHead(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(6, 2))
 	for range 20000 {
-		in := mutate(r, []byte(good), []byte(good))
-		got, ok := p.parse(t, 'h', in)
-		var n, code, bad int
-		if _, err := fmt.Sscanf(got, "%d %d bad=%d", &n, &code, &bad); ok && (err != nil || n > len(in) || code < 100 || code > 599) {
-			t.Fatalf("%q gives %q", in, got)
-		}
+		checkHead(t, p, mutate(r, []byte(good), []byte(good)))
+	}
+}
+
+// checkHead: whatever comes, what is read of it makes sense.
+func checkHead(t *testing.T, p *parser, in []byte) {
+	t.Helper()
+	got, ok := p.parse(t, 'h', in)
+	var n, code, bad int
+	if _, err := fmt.Sscanf(got, "%d %d bad=%d", &n, &code, &bad); ok && (err != nil || n > len(in) || code < 100 || code > 599) {
+		t.Fatalf("%q gives %q", in, got)
 	}
 }
 
 // TestRecord: a stored record is what was stored, or none.
 func TestRecord(t *testing.T) {
 	p := newParser(t)
-	const size = 348
-	seal := func(b []byte) []byte {
-		binary.LittleEndian.PutUint32(b[size-4:], crc32.ChecksumIEEE(b[:size-4]))
-		return b
-	}
-	good := make([]byte, size)
-	copy(good, "pvO1\x01\x01")
-	binary.LittleEndian.PutUint32(good[12:], 10000)
-	binary.LittleEndian.PutUint32(good[16:], 8192)
-	copy(good[88:], "ota_1")
-	copy(good[96:], "1.4.2")
-	copy(good[164:], strings.Repeat("v", 64))
-	copy(good[232:], "\"etag\"")
-	seal(good)
+	const size = recordSize
+	seal, good := sealRecord, goodRecord()
 	if got, ok := p.parse(t, 'r', good); !ok || got != string(good) {
 		t.Fatalf("a good record is refused, or comes back as another: %q", got)
 	}
@@ -418,6 +411,48 @@ func TestRecord(t *testing.T) {
 			t.Fatalf("%q comes back as %q", in, got)
 		}
 	}
+}
+
+const recordSize = 348
+
+// sealRecord sets the CRC of a record.
+func sealRecord(b []byte) []byte {
+	binary.LittleEndian.PutUint32(b[recordSize-4:], crc32.ChecksumIEEE(b[:recordSize-4]))
+	return b
+}
+
+func goodRecord() []byte {
+	b := make([]byte, recordSize)
+	copy(b, "pvO1\x01\x01")
+	binary.LittleEndian.PutUint32(b[12:], 10000)
+	binary.LittleEndian.PutUint32(b[16:], 8192)
+	copy(b[88:], "ota_1")
+	copy(b[96:], "1.4.2")
+	copy(b[164:], strings.Repeat("v", 64))
+	copy(b[232:], "\"etag\"")
+	return sealRecord(b)
+}
+
+// FuzzHead looks for heads that the client reads wrongly.
+func FuzzHead(f *testing.F) {
+	f.Add([]byte("HTTP/1.1 206 Partial Content\r\nContent-Length: 4096\r\ncontent-range: bytes 0-4095/913408\r\nETag: \"abc\"\r\n\r\nbody"))
+	f.Add([]byte("HTTP/1.0 503 Busy\r\nRetry-After: 7\r\nConnection: close\r\n\r\n"))
+	p := newParser(f)
+	f.Fuzz(func(t *testing.T, in []byte) { checkHead(t, p, in[:min(len(in), 8000)]) })
+}
+
+// FuzzRecord looks for records that come back as others.
+func FuzzRecord(f *testing.F) {
+	f.Add(goodRecord())
+	p := newParser(f)
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if len(in) == recordSize {
+			in = sealRecord(bytes.Clone(in))
+		}
+		if got, ok := p.parse(t, 'r', in[:min(len(in), 8000)]); ok && got != string(in) {
+			t.Fatalf("%q comes back as %q", in, got)
+		}
+	})
 }
 
 // FuzzManifest compares the two parsers further.
