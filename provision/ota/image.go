@@ -26,14 +26,15 @@ type Image struct {
 	badSign    error             // why its signatures are not good
 }
 
-// maxImage is what the boot code takes at most (esp-facts G.2).
+// maxImage is what the boot code of most chips takes at most, and of all with an older
+// ESP-IDF (esp-facts G.2). Where it takes more, nobody has an application of that size.
 const maxImage = 16 << 20
 
 // ParseImage reads an application image and takes b over. Everything that is
 // wrong with it is a *Refusal.
 func ParseImage(b []byte) (*Image, error) {
 	if len(b) >= maxImage {
-		return nil, refuse(ReasonSize, "the image has %d bytes: the boot code takes less than 16 MB", len(b))
+		return nil, refuse(ReasonSize, "the image has %d bytes: applications of 16 MB and more are not taken", len(b))
 	}
 	m, err := image.ParseOwned(b)
 	if err != nil {
