@@ -352,6 +352,22 @@ func TestVault(t *testing.T) {
 		}
 		return nil
 	})
+
+	// A server whose login reads no key.
+	public := open(vault.RoleOTAPublic)
+	if r, err := public.Load(t.Context(), u.mac, u.record.Fingerprint); err == nil {
+		t.Errorf("the role ota-public reads a key: %v", r.Unit)
+	}
+	w = newWorld(t, func(o *server.Options) { o.Store, o.NoKeys = public, true }).serve(nil)
+	w.roll("1.0.0", plain)
+	if err := w.releases.SetPlaintext("stable", true); err != nil {
+		t.Fatal(err)
+	}
+	if resp, b := w.ask(u, "GET", "/firmware?format=plain"); resp.StatusCode != http.StatusOK || string(b) != string(plain) {
+		t.Errorf("plaintext without keys: %d with %d bytes", resp.StatusCode, len(b))
+	}
+	resp, b = w.ask(u, "GET", "/firmware?slot=ota_1")
+	wantStatus(t, resp, b, 409, "no-keys")
 }
 
 // TestMetrics: the figures tell what happened, and name no unit.
