@@ -53,3 +53,30 @@ func TestFirstBootEncrypts(t *testing.T) {
 		})
 	})
 }
+
+// A locked SECURE_VERSION stays as it is: WR_DIS bit 18 of most chips, which a host
+// must not burn when anti-rollback is to go on counting (esp-facts B.7).
+func TestSecureVersionLock(t *testing.T) {
+	eachChip(t, func(t *testing.T, m chip.Model) {
+		for _, locked := range []bool{false, true} {
+			c := newChip(t, Options{Model: m})
+			if locked {
+				fd, _ := c.tab.Field("SECURE_VERSION")
+				lock := fd.WRDis
+				if lock < 0 { // the ESP32's is a block's
+					lock = c.fuse.blocks[fd.Block].WRDis
+				}
+				if err := c.SetFuse(0, 0, 1<<lock); err != nil {
+					t.Fatal(err)
+				}
+				c.fuse.load()
+			}
+			if err := c.raiseSecureVersion(2); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := c.secureVersion(), map[bool]uint32{false: 2}[locked]; got != want {
+				t.Errorf("locked %v: version %d", locked, got)
+			}
+		}
+	})
+}

@@ -194,10 +194,13 @@ func (c *Chip) raiseSecureVersion(to uint32) error {
 	if !c.fuse.fits("SECURE_VERSION", v) {
 		return fmt.Errorf("%s has no %d bits for a secure version", c.model.Title, to)
 	}
-	c.changes++
-	if err := c.fuse.putField("SECURE_VERSION", v|c.fuse.field("SECURE_VERSION")); err != nil {
-		return err
+	fd, _ := c.tab.Field("SECURE_VERSION")
+	words := make([]uint32, c.fuse.blocks[fd.Block].Words)
+	for i, bit := range fd.Bits() {
+		words[bit/32] |= uint32(v>>i&1) << (bit % 32)
 	}
+	c.changes++
+	c.fuse.program(fd.Block, words) // heeds WR_DIS
 	c.fuse.load()
 	return nil
 }
