@@ -197,22 +197,29 @@ func purposeBits(t *table.Table, block string, p table.Purpose) []chip.Assignmen
 }
 
 // bytesOf gives the bytes of a slot, for a moment: wipe them.
-func (u *unit) bytesOf(s keySlot) (out *secret.Bytes, err error) {
-	take := func(b []byte) error { out = secret.New(bytes.Clone(b)); return nil }
+func (u *unit) bytesOf(s keySlot) (*secret.Bytes, error) {
 	switch s.origin.kind {
 	case originFlash:
-		err = u.key.Use(func(b []byte) error { return take(b[s.origin.first:min(s.origin.last, len(b))]) })
+		return copyOf(u.key, s.origin.first, s.origin.last)
 	case originHMAC:
-		var k keystore.Key
-		if k, err = u.key.DeriveHMACKey(u.mac); err == nil {
-			err = k.Use(take)
-			k.Wipe()
+		k, err := u.key.DeriveHMACKey(u.mac)
+		if err != nil {
+			return nil, err
 		}
+		defer k.Wipe()
+		return copyOf(k, 0, k.Len())
 	case originDigest:
-		err = take(s.origin.digest)
-	default:
-		err = fmt.Errorf("nothing says what goes into %s", s.Block)
+		return secret.New(bytes.Clone(s.origin.digest)), nil
 	}
+	return nil, fmt.Errorf("nothing says what goes into %s", s.Block)
+}
+
+// copyOf gives a part of a key; of one that is shorter what there is.
+func copyOf(k keystore.Key, first, last int) (out *secret.Bytes, err error) {
+	err = k.Use(func(b []byte) error {
+		out = secret.New(bytes.Clone(b[first:min(last, len(b))]))
+		return nil
+	})
 	return out, err
 }
 

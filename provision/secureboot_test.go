@@ -254,11 +254,11 @@ type spoil struct {
 }
 
 var spoils = []spoil{
-	{"wrong signature", func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
+	{"wrong signature", func(_ *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
 		b.patch(c, job, layout.App, func(plain []byte) { plain[sectorAt(plain)+900] ^= 1 })
 		return true
 	}},
-	{"unsigned application", func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
+	{"unsigned application", func(_ *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
 		b.patch(c, job, layout.App, func(plain []byte) {
 			for i := sectorAt(plain); i < len(plain); i++ {
 				plain[i] = 0xFF
@@ -266,7 +266,7 @@ var spoils = []spoil{
 		})
 		return true
 	}},
-	{"unsigned bootloader", func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
+	{"unsigned bootloader", func(_ *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
 		b.patch(c, job, layout.Bootloader, func(plain []byte) {
 			for i := sectorAt(plain); i < len(plain); i++ {
 				plain[i] = 0xFF
@@ -274,7 +274,7 @@ var spoils = []spoil{
 		})
 		return true
 	}},
-	{"revoked slot", func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
+	{"revoked slot", func(t *testing.T, _ *bench, c *espsim.Chip, _ *provision.Job) bool {
 		fields := c.Model().SecureBoot.RevokeFields
 		if len(fields) == 0 {
 			return false
@@ -287,7 +287,7 @@ var spoils = []spoil{
 		setField(t, c, fieldNamed(t, c, "RD_DIS."+places[len(places)-1].Block), 1)
 		return true
 	}},
-	{"wrong half of an XTS-256 key", func(t *testing.T, b *bench, c *espsim.Chip, job *provision.Job) bool {
+	{"wrong half of an XTS-256 key", func(t *testing.T, _ *bench, c *espsim.Chip, job *provision.Job) bool {
 		if job.Recipe.Scheme() != chip.SchemeXTS256 {
 			return false
 		}
@@ -361,7 +361,8 @@ func TestSecureBootHolds(t *testing.T) {
 func releaseUnits() (list []struct {
 	chip   string
 	scheme chip.SignatureScheme
-}) {
+},
+) {
 	for _, name := range allChips() {
 		m, err := chip.ByName(name)
 		if err != nil {
