@@ -268,8 +268,8 @@ func bootHint(text []byte) string {
 		return "the partition table does not decrypt; check its offset"
 	case strings.Contains(s, "invalid magic byte"), strings.Contains(s, "No bootable app"):
 		return "no application decrypts at its address"
-	case strings.Contains(s, "Secure Boot"):
-		return "the bootloader asks for Secure Boot"
+	case strings.Contains(s, "Secure Boot"), strings.Contains(s, "secure boot verification failed"), strings.Contains(s, "signature verification failed"):
+		return "ROM or bootloader does not take a signature: compare the images' keys with secure_boot of the recipe (`provisiond image verify`)"
 	}
 	return "compare it with what recipe boot_check.expect demands"
 }
@@ -432,6 +432,9 @@ func (u *unit) secureDownloadEvidence(ctx context.Context, fuse string) (*Closin
 	}
 	if !info.SecureDownload() || uint32(info.FlashCryptCnt) != u.model.EFuse.FlashCryptCountFull {
 		return nil, quarantine("set the board aside for an engineer", "the security flags do not show release mode: %v, crypt count %d", info.Flags, info.FlashCryptCnt)
+	}
+	if u.job.Recipe.SecureBoot != nil && !info.Flags.Has(rom.FlagSecureBoot) {
+		return nil, quarantine("set the board aside for an engineer", "the security flags do not show Secure Boot: %v", info.Flags)
 	}
 	if _, err := u.client.ReadReg(ctx, u.model.EFuse.Base); err == nil {
 		return nil, quarantine("set the board aside for an engineer", "the loader still reads registers after %s", fuse)

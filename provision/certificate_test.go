@@ -2,12 +2,14 @@ package provision_test
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"strings"
 	"testing"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/espsim"
+	"github.com/provisiond/provisiond/internal/sample"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision/journal"
 	"github.com/provisiond/provisiond/provision/report"
@@ -41,25 +43,7 @@ func TestCertificateOfRun(t *testing.T) {
 		if len(metas) != 1 {
 			t.Fatalf("%+v", metas)
 		}
-		checkpoint, err := jrn.Checkpoint(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		signer, err := journal.LoadKey(journal.KeyPath(jrn.Info().Path))
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := report.NewCertificate(t.Context(), report.Log{
-			Unit: jrn.Unit, Entries: jrn.Entries, Checkpoint: checkpoint.Note,
-			Prove: func(index, size uint64) ([]journal.Hash, error) { return jrn.Prove(index, size) },
-		}, unitMAC, signer)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := report.VerifyCertificate(text, jrn.Info().PublicKey)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text, c := certify(t, jrn)
 		s, r := c.Statement, metas[0].Receipt
 		if s.KeyVersion != version || s.KeyRef != r.Ref || s.KeyStore != r.Store || s.KeyFingerprint != metas[0].Fingerprint.String() || s.KeyRef == "" {
 			t.Errorf("version %d, ref %q, store %q, key %q; the store says %+v", s.KeyVersion, s.KeyRef, s.KeyStore, s.KeyFingerprint, metas[0])
@@ -68,6 +52,66 @@ func TestCertificateOfRun(t *testing.T) {
 			t.Error("the text has no key_version")
 		}
 	})
+}
+
+// certify makes the unit's certificate and verifies it.
+func certify(t *testing.T, jrn *journal.Journal) ([]byte, report.Certificate) {
+	t.Helper()
+	checkpoint, err := jrn.Checkpoint(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := journal.LoadKey(journal.KeyPath(jrn.Info().Path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := report.NewCertificate(t.Context(), report.Log{
+		Unit: jrn.Unit, Entries: jrn.Entries, Checkpoint: checkpoint.Note,
+		Prove: func(index, size uint64) ([]journal.Hash, error) { return jrn.Prove(index, size) },
+	}, unitMAC, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := report.VerifyCertificate(text, jrn.Info().PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text, c
+}
+
+// TestCertificateOfSecurity: what a recipe does for security, and what it accepts, stands
+// in the certificate; so do the hash of the unit's token and its public key.
+func TestCertificateOfSecurity(t *testing.T) {
+	for _, name := range []string{"esp32", "esp32p4", "esp32c2", "esp32c61"} {
+		job := fullJob(t, name, "release") // made outside the bubble
+		inBubble(t, name, func(t *testing.T) {
+			b := newBench(t)
+			jrn, ok := b.jrn.(*journal.Journal)
+			if !ok {
+				t.Fatal("the bench has no real journal")
+			}
+			m := model(t, name)
+			wantPass(t, b.run(t.Context(), b.board(espsim.Options{Model: m}), job))
+			_, c := certify(t, jrn)
+			s, meta := c.Statement, b.metas(unitMAC)[0]
+			if s.Security == nil {
+				t.Fatal("the certificate says nothing of security")
+			}
+			got, r := *s.Security, job.Recipe
+			if got.SecureBoot != string(r.SecureBoot.Scheme) || got.FlashEncryption != string(r.Scheme()) || got.ECIES != r.ECIES || got.UnitData != sample.UnitPartition {
+				t.Errorf("%+v", got)
+			}
+			if got.WeakECDSA != (m.SecureBoot.WeakECDSA && r.SecureBoot.Scheme.ECDSA()) || (got.SDMErrata != "") != (m.Lockdown.ReleaseTrap != "") {
+				t.Errorf("what was accepted: %+v", got)
+			}
+			if len(got.Digests) != len(r.SecureBootKeys) || got.Digests[0] != keystore.Digest(r.SecureBootKeys[0].Digest()) {
+				t.Errorf("digests %v", got.Digests)
+			}
+			if s.OTATokenSHA256 != meta.OTATokenSHA256.String() || s.ECIESPublicKey != hex.EncodeToString(meta.ECIESPublicKey) || (s.ECIESPublicKey != "") != r.ECIES {
+				t.Errorf("token %s, ECIES key %s; the store has %v and %x", s.OTATokenSHA256, s.ECIESPublicKey, meta.OTATokenSHA256, meta.ECIESPublicKey)
+			}
+		})
+	}
 }
 
 // TestEveryEntryNamesTheOperator: of a run that passes, of one that is refused, of

@@ -262,3 +262,41 @@ func TestOtherSchemes(t *testing.T) {
 		t.Errorf("a digest beside a whole key: %v", err)
 	}
 }
+
+// TestOlderSilicon: what early silicon of a chip lacks is neither burned nor missed.
+func TestOlderSilicon(t *testing.T) {
+	tried := 0
+	for _, m := range chip.All() {
+		for _, o := range m.Older {
+			tried++
+			for _, profile := range []string{"hybrid", "release"} {
+				inBubble(t, fmt.Sprintf("%s/before %s/%s", m.Name, o.Below, profile), func(t *testing.T) {
+					b := newMemoryBench(t)
+					c := b.board(espsim.Options{Model: m, Revision: o.Below - 99})
+					before := c.Fuses()
+					job := sampleJob(t, m.Name, profile)
+					wantPass(t, b.run(t.Context(), c, job))
+					newest, err := table.For(m.Name)
+					if err != nil {
+						t.Fatal(err)
+					}
+					want := slices.Clone(f5[m.Name][profile])
+					for _, name := range o.Lacks {
+						fuseBits{name: 0}.on(want, newest)
+					}
+					for w := range want {
+						if got := c.Fuses()[0][w]; got != before[0][w]|want[w] {
+							t.Errorf("word %d is %08x, want %08x", w, got, want[w])
+						}
+					}
+					if !boots(c) {
+						t.Errorf("it does not boot: %s", c.BootText())
+					}
+				})
+			}
+		}
+	}
+	if tried < 2 {
+		t.Error("no chip has older silicon")
+	}
+}

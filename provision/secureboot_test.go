@@ -535,10 +535,17 @@ func TestAntiRollback(t *testing.T) {
 			t.Errorf("after a boot SECURE_VERSION is 0x%x: %s", version(), c.BootText())
 		}
 	})
+	inBubble(t, "3of4", func(t *testing.T) {
+		p := product(model(t, "esp32"), "hybrid")
+		p.OTAOnly, p.More = true, "anti_rollback: true\n"
+		path, err := sample.Write(t.TempDir(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := newMemoryBench(t)
+		b.wantRefused(b.board(espsim.Options{Model: model(t, "esp32"), CodingScheme: 1}), load(t, path), "secure versions cannot be counted")
+	})
 	// A factory partition does not go with it.
-	if _, err := provision.NewJob(edited(t, "esp32c3", "hybrid").Recipe); err != nil {
-		t.Fatal(err)
-	}
 	p := product(model(t, "esp32c3"), "hybrid")
 	p.More = "anti_rollback: true\n"
 	path, err := sample.Write(t.TempDir(), p)

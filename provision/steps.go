@@ -483,6 +483,9 @@ func (u *unit) makePlan() error {
 	if err := u.checkBlocks(); err != nil {
 		return err
 	}
+	if scheme, err := u.now.CodingScheme(); err == nil && scheme == efuse.Scheme34 && u.job.Recipe.AntiRollback {
+		return refuse("take the board out: this product needs a chip with coding scheme none", "the chip has coding scheme %s, where secure versions cannot be counted", scheme)
+	}
 	all, err := u.job.stages(u.model, u.now.Table())
 	if err != nil {
 		return &Failure{Cause: CauseRefused, Reason: "the job cannot be done on this chip", NextStep: "choose a recipe for this silicon", Err: err}

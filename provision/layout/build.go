@@ -52,6 +52,9 @@ func Build(m chip.Model, r *recipe.Recipe, files []recipe.File) (*Layout, error)
 	}
 	b.missing()
 	b.rollback()
+	if s := b.r.SecureBoot; s != nil && s.AggressiveRevoke {
+		b.l.Warnings = append(b.l.Warnings, "aggressive_revoke: one signature that does not verify revokes its key for good, and damaged flash is enough for that")
+	}
 	if len(b.refusals) > 0 {
 		return nil, b.refusals
 	}
