@@ -94,21 +94,7 @@ func (j *Job) keysFor(m chip.Model, t *table.Table) (k unitKeys, err error) {
 		}
 	}
 	k.digests = slices.DeleteFunc(k.digests, shares)
-	return k, overlap(t, k.secrets)
-}
-
-// overlap refuses a block that one key fills and something else is to share.
-func overlap(t *table.Table, slots []keySlot) error {
-	for i, s := range slots {
-		a, _ := t.Slot(s.Block)
-		for _, o := range slots[:i] {
-			b, _ := t.Slot(o.Block)
-			if a.Block == b.Block && a.Offset < b.Offset+b.Bytes && b.Offset < a.Offset+a.Bytes {
-				return fmt.Errorf("the %s has no room for %s beside %s in its key block: choose another flash_encryption", t.Chip(), s.Purpose, o.Purpose)
-			}
-		}
-	}
-	return nil
+	return k, nil
 }
 
 // secretSlots lists the keys that a recipe's units hide from everybody, without their
