@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -22,9 +23,11 @@ import (
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/internal/espsim/bootrom"
 	"github.com/provisiond/provisiond/internal/sample"
+	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/layout"
 	"github.com/provisiond/provisiond/provision/recipe"
+	"github.com/provisiond/provisiond/provision/report"
 	"github.com/provisiond/provisiond/station/port"
 )
 
@@ -124,6 +127,9 @@ func TestSecureBoot(t *testing.T) {
 					r := b.run(t.Context(), c, job)
 					wantPass(t, r)
 					b.wantSecureBoot(c, before, job, s.Scheme, trust)
+					if profile == "hybrid" {
+						wantToken(t, c, r, s.Scheme, trust)
+					}
 					if !boots(c) {
 						t.Errorf("it does not boot: %s", c.BootText())
 					}
@@ -131,6 +137,39 @@ func TestSecureBoot(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// wantToken: the token of a unit with Secure Boot can be made of its report, and has the
+// digests as the array has them.
+func wantToken(t *testing.T, c *espsim.Chip, r *provision.Result, scheme chip.SignatureScheme, trust []int) {
+	t.Helper()
+	want := slices.Clone(r.EFuseAfter)
+	for i, b := range want {
+		if strings.HasPrefix(b.Words[0], "fp:") {
+			want[i].Words = nil
+			for w, v := range c.Fuses()[i] {
+				if c.Model().SecureBoot.DigestIn == chip.DigestInKey0High && w < 4 {
+					v = 0 // the hidden half
+				}
+				want[i].Words = append(want[i].Words, fmt.Sprintf("%08x", v))
+			}
+		}
+	}
+	var digests []keystore.Digest
+	for _, n := range trust {
+		digests = append(digests, keystore.Digest(digestOf(t, signerOf(t, scheme, n))))
+	}
+	name, rev := c.Model().Name, c.Revision()
+	raw, err := report.Token(name, rev, want, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := report.Token(name, rev, r.EFuseAfter, nil, digests...); err != nil || got != raw {
+		t.Errorf("the token is %s, %v\nand the chip's\n%s", got, err, raw)
+	}
+	if _, err := report.Token(name, rev, r.EFuseAfter, nil, digests[1:]...); !errors.Is(err, report.ErrReadableKey) {
+		t.Errorf("a block that shows something unknown: %v", err)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/provisiond/provisiond/efuse"
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/internal/canon"
+	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/journal"
 )
@@ -532,7 +533,11 @@ func fuseState(a *Attempt, blocks []efuse.BlockWords, errs []efuse.ErrorRegister
 	if f.Note == "" {
 		rev, err := chip.ParseRevision(a.Revision)
 		if err == nil {
-			f.Token, err = Token(a.Chip, rev, f.Blocks, f.Errors)
+			var digests []keystore.Digest
+			if a.Security != nil {
+				digests = a.Security.Digests
+			}
+			f.Token, err = Token(a.Chip, rev, f.Blocks, f.Errors, digests...)
 		}
 		if err != nil {
 			f.Note = err.Error()

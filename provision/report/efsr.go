@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/provisiond/provisiond/efuse"
 	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/keystore"
 )
 
 // tokenName marks a snapshot of programmed eFuses, as opposed to staged writes.
@@ -30,9 +32,10 @@ var ErrReadableKey = errors.New("a key block can still be read, and a token woul
 // base64url; what is all zero is empty. The CRC is CRC-32 (IEEE) over all
 // characters before it, little endian.
 //
-// Key blocks that can be read are fingerprints here, so a unit that has one gets
-// no token but ErrReadableKey.
-func Token(chipName string, rev chip.Revision, blocks []efuse.BlockWords, errs []efuse.ErrorRegister) (string, error) {
+// Key blocks that can be read are fingerprints here. One that holds a digest that Secure
+// Boot trusts, which is public and has to stay readable, is written out if it is among
+// digests. A unit with any other gets no token but ErrReadableKey.
+func Token(chipName string, rev chip.Revision, blocks []efuse.BlockWords, errs []efuse.ErrorRegister, digests ...keystore.Digest) (string, error) {
 	t, err := table.For(chipName)
 	if err != nil {
 		return "", err
@@ -46,7 +49,7 @@ func Token(chipName string, rev chip.Revision, blocks []efuse.BlockWords, errs [
 		if blocks[i].Block != want.Name {
 			return "", fmt.Errorf("eFuse block %d is %s instead of %s", i, blocks[i].Block, want.Name)
 		}
-		words, err := parseWords(blocks[i].Words)
+		words, err := blockWords(t, want, blocks[i].Words, digests)
 		if err != nil {
 			return "", fmt.Errorf("eFuse block %s: %w", want.Name, err)
 		}
@@ -63,6 +66,41 @@ func Token(chipName string, rev chip.Revision, blocks []efuse.BlockWords, errs [
 	crc := binary.LittleEndian.AppendUint32(nil, crc32.ChecksumIEEE([]byte(b.String())))
 	b.WriteString(base64.RawURLEncoding.EncodeToString(crc))
 	return b.String(), nil
+}
+
+// blockWords gives the words of a block, those of digests by their fingerprints.
+func blockWords(t *table.Table, b table.Block, texts []string, digests []keystore.Digest) ([]uint32, error) {
+	if len(texts) == 0 || !strings.HasPrefix(texts[0], "fp:") {
+		return parseWords(texts)
+	}
+	data := make([]byte, 4*b.Words)
+	for _, text := range texts {
+		found := false
+		for _, s := range t.Slots() {
+			for _, d := range digests {
+				burned := d[:min(s.Bytes, len(d))]
+				if s.Block == b.Index && takesDigest(t, s) && text == "fp:"+keystore.FingerprintBytes(burned).String() {
+					copy(data[s.Offset:], burned)
+					found = true
+				}
+			}
+		}
+		if !found {
+			return nil, ErrReadableKey
+		}
+	}
+	words := make([]uint32, b.Words)
+	for i := range words {
+		words[i] = binary.LittleEndian.Uint32(data[4*i:])
+	}
+	return words, nil
+}
+
+// takesDigest reports whether a slot can hold a digest: something for which it must be readable.
+func takesDigest(t *table.Table, s table.Slot) bool {
+	return slices.ContainsFunc(t.Purposes(), func(p table.Purpose) bool {
+		return p.Reading == table.ReadNever && (p.Block == "" || p.Block == s.Name)
+	})
 }
 
 func parseWords(texts []string) ([]uint32, error) {
