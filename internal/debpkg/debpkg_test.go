@@ -103,7 +103,9 @@ func tool(t *testing.T, names ...string) {
 func sh(ctx context.Context, t *testing.T, dir string, env []string, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
+	// GIT_DIR and its like (set in a hook of git's) would make git work in another repository than dir.
+	own := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "GIT_") })
+	cmd.Dir, cmd.Env = dir, append(own, env...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
@@ -131,6 +133,8 @@ func checkout(t *testing.T) string {
 		switch {
 		case d.IsDir() && slices.Contains([]string{".git", "dist", ".cache"}, d.Name()):
 			return filepath.SkipDir
+		case d.Name() == ".git": // of a linked worktree: a file, and its copy would stand for that repository
+			return nil
 		case d.IsDir():
 			return os.MkdirAll(filepath.Join(dir, rel), 0o700)
 		case !d.Type().IsRegular() || filepath.Ext(path) == ".test":
