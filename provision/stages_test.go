@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,6 +41,47 @@ func TestEveryStageIsOneWay(t *testing.T) {
 		}
 		if n != oneWay && n != reversible {
 			t.Errorf("step %s is neither", step)
+		}
+	}
+}
+
+// The order of esp-facts E.4 and F.5: keys are hidden before RD_DIS is locked, digests
+// locked before Secure Boot is on, Secure Boot on before the counter, the last fuse last.
+func TestStageOrder(t *testing.T) {
+	want := []string{
+		stageKey, stageProtect, stageDigests, stageLockDigests, stageLockdown, stageSecureBoot, stageEnable, stageWRDis, stageClose,
+	}
+	for _, m := range chip.All() {
+		for _, p := range []recipe.Profile{recipe.Development, recipe.Hybrid, recipe.Release, recipe.Closed} {
+			all, err := stagesOf(t, testRecipe(t, m.Name, p, ""))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			hidden, locked := -1, -1
+			for i, s := range all {
+				names = append(names, s.Name)
+				if len(s.ReadProtect) > 0 {
+					hidden = i
+				}
+				if slices.Contains(s.WriteProtect, "RD_DIS") {
+					locked = i
+				}
+				if len(s.Keys) > 0 && len(s.WriteProtect)+len(s.ReadProtect) > 0 {
+					t.Errorf("%s %s: %s protects what it burns, before that was read back", m.Name, p, s.Name)
+				}
+			}
+			at := 0
+			for _, n := range names {
+				i := slices.Index(want[at:], n)
+				if i < 0 {
+					t.Fatalf("%s %s: %v", m.Name, p, names)
+				}
+				at += i + 1
+			}
+			if hidden < 0 || locked < 0 || hidden > locked || slices.Index(names, stageEnable) < locked {
+				t.Errorf("%s %s: %v", m.Name, p, names)
+			}
 		}
 	}
 }
