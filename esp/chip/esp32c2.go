@@ -1,8 +1,8 @@
 package chip
 
 // esp32c2 follows esp-facts A.5, A.6, A.9, A.10, B.1, B.4, B.9, F.2-F.5 and
-// ESP-IDF's soc/esp32c2 headers. The chip was first called ESP8684, and its ROM still
-// prints that.
+// ESP-IDF's soc/esp32c2 headers. The chip was first called ESP8684, and its ROM
+// prints that before v2.0.
 //
 // One key block holds everything, in one burn: a 32-byte key, or a 16-byte one from
 // which the chip derives 32 (low half), and with Secure Boot the digest (high half).
@@ -24,7 +24,7 @@ func esp32c2() Model {
 	}{{26, 130}, {40, 200}} {
 		e.Timing = append(e.Timing, Timing{t.crystal, append(dacTiming(e), RegWrite{Addr: e.WrTimConf0, Value: t.inactive << 8, Mask: 0xFF00})})
 	}
-	rom := newerROM("esp8684", 26, 40)
+	rom := newerROM("esp", 26, 40) // "esp8684-api2-…", from v2.0 "esp32c2-eco4-…"
 	rom.BaudCrystalMHz, rom.BaudFixedInSDM = 40, true
 	rom.Stub.MinimumRevision = 1 // not v0.0
 	lock := newerLockdown(nil, "DIS_DOWNLOAD_MANUAL_ENCRYPT", "DIS_DOWNLOAD_ICACHE", "DIS_PAD_JTAG", "DIS_DIRECT_BOOT")
