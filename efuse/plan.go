@@ -610,7 +610,10 @@ func (c *checker) key(cs *checkedStage, k KeyBurn) {
 	c.keyFields(cs, b, p, bad)
 	cs.keys = append(cs.keys, ck)
 	note := fmt.Sprintf("%d key bytes, in order", ck.bytes)
-	if p.Reversed {
+	switch {
+	case p.Reading == table.ReadNever:
+		note = fmt.Sprintf("%d bytes of a digest, in order; the chip reads it for ever", ck.bytes)
+	case p.Reversed:
 		note = fmt.Sprintf("%d key bytes, last byte first", ck.bytes)
 	}
 	cs.bits = append(cs.bits, Bit{Stage: cs.Name, BitRef: BitRef{Block: slot.Name, Bit: -1, Field: slot.Name}, Note: note})

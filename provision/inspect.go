@@ -3,6 +3,8 @@ package provision
 import (
 	"context"
 	"encoding/hex"
+	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/provisiond/provisiond/efuse"
@@ -107,7 +109,13 @@ type PlanReport struct {
 	Advisories     []chip.Advisory        `json:"advisories"` // what is known of this silicon
 	Security       Security               `json:"security"`
 	Stages         []string               `json:"stages"`
-	Bits           []efuse.Bit            `json:"bits"`
+	// BootCheck is the text for which the unit is booted, after stage BootAfter; both
+	// are empty where it is not.
+	BootCheck string `json:"boot_check,omitempty"`
+	BootAfter string `json:"boot_after,omitempty"`
+	// Block0 are BLOCK0's words when all is burned, eight hex digits each.
+	Block0 []string    `json:"block0"`
+	Bits   []efuse.Bit `json:"bits"`
 }
 
 // MakePlan computes what Run would do to a unit that nobody knows yet. It
@@ -136,11 +144,32 @@ func MakePlan(ctx context.Context, line Line, job *Job, trace func(rom.TraceEven
 		Warnings: append([]string{}, job.Layout.Warnings...), Bits: u.plan.Bits(),
 	}
 	p.Security = job.security()
+	p.Warnings = append(p.Warnings, job.warnings(u.model)...)
+	if b := job.Recipe.BootCheck; b.Enabled() {
+		p.BootCheck, p.BootAfter = b.Expect, stageEnable
+	}
+	p.Block0 = wordsAfter(u.now, p.Bits)
 	p.Advisories = append([]chip.Advisory{}, u.model.Advisories(u.rev)...)
 	for _, s := range u.plan.Stages() {
 		p.Stages = append(p.Stages, s.Name)
 	}
 	return p, nil
+}
+
+// wordsAfter gives the words of BLOCK0 when bits are burned.
+func wordsAfter(now *efuse.Snapshot, list []efuse.Bit) []string {
+	first := now.Words()[0]
+	out := make([]string, len(first.Words))
+	for i, text := range first.Words {
+		w, _ := strconv.ParseUint(text, 16, 32) // hex digits, as Words writes them
+		for _, b := range list {
+			if b.Block == first.Block && b.Word == i && b.Bit >= 0 {
+				w |= 1 << b.Bit
+			}
+		}
+		out[i] = fmt.Sprintf("%08x", w)
+	}
+	return out
 }
 
 // advisoryIDs names what is known of a chip's silicon when a unit is planned: the

@@ -239,7 +239,7 @@ func printStatement(w io.Writer, c qa.Certificate) {
 	line("key", "%s", s.KeyFingerprint)
 	line("kept", "%s version %d", s.KeyRef, s.KeyVersion)
 	if s.Security != nil {
-		for _, l := range securityLines(*s.Security) {
+		for _, l := range s.Security.Lines() {
 			line("security", "%s", l)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/provisiond/provisiond/esp/chip"
@@ -86,37 +87,6 @@ func (c *planCmd) virgin(r *recipe.Recipe) (*espsim.Chip, error) {
 	return board, nil
 }
 
-// securityLines says for people what a job does beside its profile.
-func securityLines(s provision.Security) []string {
-	out := []string{"flash encryption " + s.FlashEncryption}
-	if s.SecureBoot != "" {
-		text := fmt.Sprintf("Secure Boot V2 with %s", s.SecureBoot)
-		if s.AggressiveRevoke {
-			text += ", aggressive revocation"
-		}
-		out = append(out, text)
-		for i, d := range s.Digests {
-			out = append(out, fmt.Sprintf("trusted key %d has digest %s", i, d))
-		}
-	}
-	if s.WeakECDSA {
-		out = append(out, "ACCEPTED: the vendor calls this chip's verification of ECDSA signatures insecure")
-	}
-	if s.SDMErrata != "" {
-		out = append(out, "ACCEPTED: Secure Download Mode in spite of "+s.SDMErrata)
-	}
-	if s.AntiRollback {
-		out = append(out, fmt.Sprintf("secure versions are counted, from %d", s.SecureVersion))
-	}
-	if s.ECIES {
-		out = append(out, "a key for esp_encrypted_img, in a key block")
-	}
-	if s.UnitData != "" {
-		out = append(out, "each unit's own data in partition "+s.UnitData)
-	}
-	return out
-}
-
 func printPlan(out io.Writer, p *provision.PlanReport) error {
 	unit := p.Unit
 	if unit == "" {
@@ -127,7 +97,7 @@ func printPlan(out io.Writer, p *provision.PlanReport) error {
 	if p.ClosesForever {
 		_, _ = fmt.Fprintln(out, "PERMANENT: this plan ends the serial loader for ever; provision needs --closed-is-forever.")
 	}
-	for _, l := range securityLines(p.Security) {
+	for _, l := range p.Security.Lines() {
 		_, _ = fmt.Fprintln(out, l)
 	}
 	for _, w := range p.Warnings {
@@ -163,9 +133,15 @@ func printPlan(out io.Writer, p *provision.PlanReport) error {
 		_, _ = fmt.Fprintf(w, "  leave\t0x%06x\t%d bytes\t\t%s\n", r.Offset, r.Size, r.Name)
 	}
 	_ = w.Flush()
+	printFuses(out, p)
+	return nil
+}
+
+// printFuses lists the bits in the order of burning, with the boot check where it comes.
+func printFuses(out io.Writer, p *provision.PlanReport) {
 	_, _ = fmt.Fprintln(out, "\nFuses (permanent, every one of them):")
-	w = tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for _, b := range p.Bits {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for i, b := range p.Bits {
 		where, state := fmt.Sprintf("word %d bit %d", b.Word, b.Bit), ""
 		if b.Bit < 0 {
 			where = "the key"
@@ -173,7 +149,11 @@ func printPlan(out io.Writer, p *provision.PlanReport) error {
 		if b.AlreadySet {
 			state = "(set already)"
 		}
-		_, _ = fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s %s\n", b.Stage, b.Block, where, b.Field, b.Note, state)
+		_, _ = fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", b.Stage, b.Block, where, b.Field, strings.TrimSpace(b.Note+" "+state))
+		if p.BootCheck != "" && b.Stage == p.BootAfter && (i+1 == len(p.Bits) || p.Bits[i+1].Stage != b.Stage) {
+			_, _ = fmt.Fprintf(w, "  boot-check\t\t\t\tthe unit boots until it prints %q; a fuse that is set then and not in this plan sets it aside\n", p.BootCheck)
+		}
 	}
-	return w.Flush()
+	_ = w.Flush()
+	_, _ = fmt.Fprintf(out, "\nBLOCK0 afterwards: %s\n", strings.Join(p.Block0, " "))
 }

@@ -304,7 +304,7 @@ func (s *Server) apiPlan(q *request) error {
 // planLists is a plan without null lists.
 func planLists(p provision.PlanReport) provision.PlanReport {
 	p.Regions, p.Erase, p.Untouched = list(p.Regions), list(p.Erase), list(p.Untouched)
-	p.Warnings, p.Stages, p.Bits = list(p.Warnings), list(p.Stages), list(p.Bits)
+	p.Warnings, p.Stages, p.Bits, p.Block0 = list(p.Warnings), list(p.Stages), list(p.Bits), list(p.Block0)
 	return p
 }
 

@@ -112,6 +112,7 @@ func TestOpenAPISchemas(t *testing.T) {
 		"Run": {s["Run"], station.UnitView{}}, "Recipe": {s["Recipe"], station.RecipeView{}}, "Plan": {s["Plan"], provision.PlanReport{}},
 		"Range": {s["Range"], layout.Range{}}, "Region": {*s["Plan"].Properties["regions"].Items, layout.RegionSummary{}},
 		"Bit": {*s["Plan"].Properties["bits"].Items, efuse.Bit{}}, "Advisory": {*s["Plan"].Properties["advisories"].Items, chip.Advisory{}},
+		"Security": {s["Plan"].Properties["security"], provision.Security{}},
 	} {
 		var all, always []string
 		for _, f := range reflect.VisibleFields(reflect.TypeOf(c.value)) {
