@@ -416,6 +416,27 @@ func TestBootloaderBurns(t *testing.T) {
 	})
 }
 
+// TestFirmwareCloses: an application that closes the loader itself at its first boot, as
+// ESP-IDF builds it by default, leaves a unit whose fuses nobody can look at or finish. It
+// is set aside, and the reason names the option that did it.
+func TestFirmwareCloses(t *testing.T) {
+	everyChip(t, func(t *testing.T, name string) {
+		m := model(t, name)
+		for _, profile := range []string{"hybrid", "release"} {
+			for _, fuse := range []string{m.Lockdown.ReleaseFuse, m.Lockdown.ClosedFuse} {
+				b := newMemoryBench(t)
+				c := b.board(espsim.Options{Model: m})
+				b.at["boot-check"] = func() { setField(t, c, fieldNamed(t, c, fuse), 1) }
+				r := b.run(t.Context(), c, sampleJob(t, name, profile))
+				wantVerdict(t, r, provision.Quarantined, provision.CauseQuarantined, "build it with CONFIG_SECURE_INSECURE_ALLOW_DL_MODE")
+				if r.Closing != nil || b.metas(unitMAC)[0].Current() != keystore.Quarantined {
+					t.Errorf("%s, %s: closing %v, key %q", profile, fuse, r.Closing, b.metas(unitMAC)[0].Current())
+				}
+			}
+		}
+	})
+}
+
 // garble damages one byte of the application's text, as often as it is told to.
 type garble struct {
 	rom.Port

@@ -88,14 +88,23 @@ func (u *unit) connect(ctx context.Context) (chip.Model, error) {
 	return m, c.StopWatchdogs(ctx)
 }
 
+// firmwareCloses names the usual cause of a loader that closes by itself: the default of
+// a release build (ESP-IDF components/efuse/src/esp_efuse_startup.c and choice
+// SECURE_UART_ROM_DL_MODE of components/bootloader/Kconfig.projbuild).
+const firmwareCloses = "firmware built with CONFIG_SECURE_ENABLE_SECURE_ROM_DL_MODE or CONFIG_SECURE_DISABLE_ROM_DL_MODE does that when it starts: build it with CONFIG_SECURE_INSECURE_ALLOW_DL_MODE, the profile closes the loader last"
+
 // reconnect resets into the loader and makes sure that the same board answers.
 func (u *unit) reconnect(ctx context.Context) error {
 	m, err := u.connect(ctx)
+	var ce *rom.ConnectError
+	if errors.As(err, &ce) && ce.Diagnosis == rom.DownloadDisabled {
+		return u.surprise("the download mode of the chip is disabled, which nobody asked for yet; " + firmwareCloses)
+	}
 	if err != nil {
 		return err
 	}
 	if u.client.SecureDownload() {
-		return u.surprise("the chip is in Secure Download Mode, which nobody asked for yet")
+		return u.surprise("the chip is in Secure Download Mode, which nobody asked for yet; " + firmwareCloses)
 	}
 	if m.Name != u.model.Name {
 		return u.otherBoard(m.Title)
