@@ -173,6 +173,31 @@ func wantToken(t *testing.T, c *espsim.Chip, r *provision.Result, scheme chip.Si
 	}
 }
 
+// TestAggressiveRevoke: the fuse is burned where the recipe asks for it.
+func TestAggressiveRevoke(t *testing.T) {
+	for _, name := range []string{"esp32c3", "esp32s3", "esp32c5"} {
+		m := model(t, name)
+		scheme := m.SecureBoot.Schemes[0].Scheme
+		signerOf(t, scheme, 0)
+		inBubble(t, name, func(t *testing.T) {
+			b := newMemoryBench(t)
+			c := b.board(espsim.Options{Model: m, Build: bootrom.Build{SecureBoot: true, Scheme: scheme, AggressiveRevoke: true}})
+			before := c.Fuses()
+			p := product(m, "release")
+			p.More = "  aggressive_revoke: true\n" // the mapping's last line
+			job := signedJob(t, p, scheme, []int{0}, []int{0})
+			if len(job.Layout.Warnings) == 0 || !strings.Contains(job.Layout.Warnings[0], "aggressive_revoke") {
+				t.Errorf("warnings %v", job.Layout.Warnings)
+			}
+			wantPass(t, b.run(t.Context(), c, job))
+			wantJobFuses(t, c, before, job, b.storedKey(unitMAC))
+			if fieldValue(t, c, "SECURE_BOOT_AGGRESSIVE_REVOKE") != 1 || !boots(c) {
+				t.Errorf("it does not boot: %s", c.BootText())
+			}
+		})
+	}
+}
+
 // product is a sample product of a chip.
 func product(m chip.Model, profile string) sample.Product {
 	return sample.Product{Chip: m, Profile: profile}

@@ -11,10 +11,12 @@ import (
 	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/encimg"
+	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/internal/espsim"
 	"github.com/provisiond/provisiond/internal/sample"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision"
+	"github.com/provisiond/provisiond/station/port"
 )
 
 const unitTemplate = `{"mac": {{json .MAC}}, "serial": {{json .Serial}}, "lot": {{json .Lot}}, "station": {{json .Station}}, "token": {{json .OTAToken}}}`
@@ -183,4 +185,66 @@ func fieldValue(t testing.TB, c *espsim.Chip, name string) (v uint64) {
 		v |= uint64(now[f.Block][bit/32]>>(bit%32)&1) << i
 	}
 	return v
+}
+
+// TestUnitDataSerial: the serial number on the label goes into the unit's data, and a
+// rework that nobody tells it writes it again, also with a newer application.
+func TestUnitDataSerial(t *testing.T) {
+	everyChip(t, func(t *testing.T, name string) {
+		b := newMemoryBench(t)
+		c := b.board(espsim.Options{Model: model(t, name)})
+		job := unitJob(t, name, "hybrid", unitTemplate)
+		e := &provision.Engine{Store: b.store, Journal: b.jrn, Station: "line-7", Slot: "1", Operator: "anna", Lot: "lot-9"}
+		wantPass(t, e.Run(t.Context(), provision.Line{Port: port.FromSim(c, "sim"), Reset: rom.AutoReset{}, Serial: "SN \"17\""}, job))
+		_, text := unitToken(t, b.storedKey(unitMAC), unitMAC)
+		want := `{"mac": "02:00:00:00:00:01", "serial": "SN \"17\"", "lot": "lot-9", "station": "line-7", "token": "` + text + `"}`
+		reads := func(when string, job *provision.Job) {
+			t.Helper()
+			if got := string(bytes.TrimRight(b.ownText(c, job), "\xff")); got != want {
+				t.Fatalf("%s the unit reads %q, want %q", when, got, want)
+			}
+		}
+		reads("at first", job)
+		if err := c.Flash().EraseSector(job.Layout.UnitData.Offset); err != nil {
+			t.Fatal(err)
+		}
+		wantPass(t, b.rework(t.Context(), c, job, badFlash))
+		reads("after a rework", job)
+
+		p := sample.Product{Chip: model(t, name), Name: "unit-newer", Profile: "hybrid", AppSize: 9 << 10, Baud: 921600, UnitTemplate: unitTemplate}
+		if hasHMAC(t, name) {
+			p.More = "encimg_ecies: true\n"
+		}
+		path, err := sample.Write(t.TempDir(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		newer := load(t, path)
+		wantPass(t, b.rework(t.Context(), c, newer, badFlash))
+		reads("after a newer application", newer)
+	})
+}
+
+// A recipe that gives its units a token cannot rework one whose record has none: no
+// server would know it.
+func TestReworkAddsNoToken(t *testing.T) {
+	inBubble(t, "esp32c3", func(t *testing.T) {
+		b := newMemoryBench(t)
+		c := b.board(espsim.Options{Model: model(t, "esp32c3")})
+		p := sample.Product{Chip: model(t, "esp32c3"), Name: "tokenless", Profile: "hybrid", AppSize: 6 << 10, Baud: 921600, UnitTemplate: "{{.MAC}}"}
+		path, err := sample.Write(t.TempDir(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantPass(t, b.run(t.Context(), c, load(t, path)))
+		if meta := b.metas(unitMAC)[0]; meta.OTATokenSHA256 != nil || len(meta.ECIESPublicKey) != 0 {
+			t.Errorf("the record has secrets that the recipe does not: %+v", meta)
+		}
+		p.UnitTemplate, p.Name = "{{.OTAToken}}", "with-token"
+		if path, err = sample.Write(t.TempDir(), p); err != nil {
+			t.Fatal(err)
+		}
+		r := b.rework(t.Context(), c, load(t, path), badFlash)
+		wantVerdict(t, r, provision.Fail, provision.CauseRefused, "has no such OTA token")
+	})
 }
