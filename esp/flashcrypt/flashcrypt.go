@@ -25,7 +25,7 @@
 // # Speed
 //
 // On amd64 and arm64 processors with AES instructions both schemes are in assembly and
-// allocate nothing per call. Elsewhere they use the block calls of crypto/aes; then the
+// allocate nothing per call. Both files are generated, from one description (./gen). Elsewhere they use the block calls of crypto/aes; then the
 // ESP32 scheme allocates a key schedule per unit. Both ways take a time that does not
 // depend on the key where crypto/aes uses AES instructions. The build tag purego turns
 // off the assembly, that of crypto/aes too.
@@ -38,6 +38,8 @@ import (
 
 	"github.com/provisiond/provisiond/esp/chip"
 )
+
+//go:generate go run ./gen
 
 // BlockSize is the smallest piece that can be encrypted, and the unit in which
 // addresses and lengths count.
