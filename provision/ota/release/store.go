@@ -424,6 +424,21 @@ func (s *Store) Halt(name, why string) error {
 	})
 }
 
+// Current is nil while a release may be sent: it is an error once the release was
+// halted or removed.
+func (s *Store) Current(r Release) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	now, ok := s.releases[r.Name]
+	if !ok || now.File != r.File {
+		return fmt.Errorf("%w: %q was removed", ErrNotFound, r.Name)
+	}
+	if now.Halted {
+		return fmt.Errorf("%w: %q", ErrHalted, r.Name)
+	}
+	return nil
+}
+
 // Resume ends a halt.
 func (s *Store) Resume(name string) error {
 	return s.changeRelease(name, func(r Release, there bool) (Release, error) {

@@ -27,6 +27,7 @@ var (
 	ErrExists     = errors.New("there is one already")
 	ErrLocked     = errors.New("the release store is in use by another process")
 	ErrNotFound   = errors.New("there is no such release")
+	ErrHalted     = errors.New("the release is halted")
 	ErrNoIdentity = errors.New("the release store was opened without its identity")
 	ErrInUse      = errors.New("the release is in use")
 	ErrBusy       = errors.New("the memory for open releases is in use")

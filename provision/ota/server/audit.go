@@ -41,6 +41,7 @@ type Audit struct {
 	path  string
 	f     *os.File
 	dirty bool
+	torn  bool  // the file may end in the middle of a line
 	err   error // of a sync: no more lines are taken
 	stop  chan struct{}
 	done  chan struct{}
@@ -58,18 +59,30 @@ func OpenAudit(path string, every time.Duration) (*Audit, error) {
 
 // Reopen opens the file by its name again, after a rotation.
 func (a *Audit) Reopen() error {
-	f, err := os.OpenFile(a.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(a.path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("audit file: %w", err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	old := a.f
-	a.f, a.err = f, nil
+	a.f, a.err, a.torn = f, nil, endsTorn(f)
 	if old == nil {
 		return nil
 	}
 	return errors.Join(old.Sync(), old.Close())
+}
+
+// endsTorn reports whether a file ends without a newline: the disk was full, or the
+// machine stopped.
+func endsTorn(f *os.File) bool {
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() || st.Size() == 0 {
+		return false
+	}
+	var last [1]byte
+	_, err = f.ReadAt(last[:], st.Size()-1)
+	return err == nil && last[0] != '\n'
 }
 
 func (a *Audit) run() {
@@ -117,7 +130,15 @@ func (a *Audit) Write(u Use) error {
 	if a.err != nil {
 		return fmt.Errorf("audit file: an earlier line did not reach the disk: %w", a.err)
 	}
-	if _, err := a.f.Write(append(b, '\n')); err != nil {
+	b = append(b, '\n')
+	if a.torn { // this line does not go on where a broken one stopped
+		b = append([]byte{'\n'}, b...)
+	}
+	n, err := a.f.Write(b)
+	if n > 0 {
+		a.torn = n < len(b) && b[n-1] != '\n'
+	}
+	if err != nil {
 		return fmt.Errorf("audit file: %w", err)
 	}
 	a.dirty = true

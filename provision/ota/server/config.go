@@ -101,7 +101,7 @@ type LimitsConfig struct {
 	LookupsPerAddress RateConfig `yaml:"lookups_per_address"`
 	// Connections at once; 20000 without it.
 	Connections int `yaml:"connections"`
-	// Stall is how long a client may take nothing of what is sent; 1m without it.
+	// Stall is how long a client may take for 32 KiB of what is sent; 1m without it.
 	Stall time.Duration `yaml:"stall"`
 }
 

@@ -18,5 +18,5 @@
 //
 // Bytes are encrypted when the client's connection has room for them, so a client
 // that does not read holds no buffer of this process. Ranges, conditions and the
-// rest of RFC 9110 are http.ServeContent's.
+// rest of RFC 9110 are http.ServeContent's, but for what rangesAsRFC sets right.
 package server

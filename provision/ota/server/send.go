@@ -29,6 +29,20 @@ type source interface {
 	Size() int64
 }
 
+// guarded is a source that ends when it may no longer be sent: a release is halted
+// for everybody at once, also for who is in the middle of it.
+type guarded struct {
+	source
+	may func() error
+}
+
+func (g *guarded) ReadAt(p []byte, at int64) (int, error) {
+	if err := g.may(); err != nil {
+		return 0, err
+	}
+	return g.source.ReadAt(p, at)
+}
+
 // content is a source in the form that http.ServeContent takes.
 type content struct {
 	source
@@ -117,8 +131,11 @@ func (s *sender) ReadFrom(r io.Reader) (int64, error) {
 	for s.sent < n && s.err == nil {
 		m, err := io.ReadFull(c, b[:min(n-s.sent, chunk)])
 		if err != nil {
-			return s.sent, err // the rest is not sent, and the client sees that it is not
+			s.err = err // the rest is not sent, and the client sees that it is not
+			break
 		}
+		// It is the client that may not stall; the whole may take as long as it takes.
+		_ = http.NewResponseController(s.ResponseWriter).SetWriteDeadline(time.Now().Add(s.stall)) // a recorder of a test has none
 		m, s.err = s.ResponseWriter.Write(b[:m])
 		s.sent += int64(m)
 	}

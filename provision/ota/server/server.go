@@ -54,7 +54,7 @@ type Options struct {
 	UnknownHold time.Duration
 	// LookupWait is how long a unit waits for the keystore.
 	LookupWait time.Duration
-	// Stall is how long a client may take nothing of what is sent to it.
+	// Stall is how long a client may take for 32 KiB of what is sent to it.
 	Stall time.Duration
 	// Rates in requests per second, with what may come at once.
 	Requests, PerUnit, Lookups, LookupsPerAddress Rate
@@ -304,8 +304,8 @@ func (s *Server) authenticate(r *http.Request) (*asker, *problem) {
 		a.meta, p = s.meta(r.Context(), mac, a.from)
 		return a, p
 	}
-	text, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok {
+	scheme, text, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") { // RFC 9110, 11.1: in any case
 		return nil, unauthorized
 	}
 	token, err := keystore.ParseOTAToken(text)
@@ -352,6 +352,19 @@ func address(remote string) netip.Addr {
 	return ap.Addr().Unmap()
 }
 
+// network is what counts as one address: of IPv6 the /64, since who has one address of
+// it has them all.
+func network(a netip.Addr) netip.Addr {
+	if !a.Is6() {
+		return a
+	}
+	p, err := a.WithZone("").Prefix(64)
+	if err != nil {
+		return a
+	}
+	return p.Addr()
+}
+
 // downFor is how long the keystore is left alone after it did not answer.
 const downFor = 2 * time.Second
 
@@ -367,7 +380,7 @@ func (s *Server) mayLookUp(from netip.Addr) error {
 	if until := s.down.Load(); now.UnixNano() < until {
 		return fmt.Errorf("%w: it did not answer a moment ago", keystore.ErrUnavailable)
 	}
-	if after, ok := s.perAddr.allow(from, now); !ok {
+	if after, ok := s.perAddr.allow(network(from), now); !ok {
 		return tooMany(after)
 	}
 	if after, ok := take(s.lookups, now); !ok {
@@ -654,17 +667,15 @@ func (s *Server) firmware(w *status, r *http.Request, a *asker, done func(code i
 	h.Set("Etag", u.etag)
 	h.Set("Cache-Control", "private, no-store")
 	h.Set("Provisiond-Release", u.offer.Release.Name)
-	if strings.Contains(r.Header.Get("Range"), ",") {
-		// RFC 9110, 14.2 leaves it to the server: several ranges get the whole.
-		r.Header.Del("Range")
-	}
+	rangesAsRFC(r, u.body.Size())
 	out := &sender{ResponseWriter: w, r: r, stall: s.o.Stall}
+	body := &guarded{source: u.body, may: func() error { return s.o.Releases.Current(u.offer.Release) }}
 	out.over = func(code int, sent int64, err error) { // it holds nothing of net/http's
 		u.release()
 		s.sent(use, code, sent, err)
 		done(code)
 	}
-	http.ServeContent(out, r, "", time.Time{}, &content{source: u.body})
+	http.ServeContent(out, r, "", time.Time{}, &content{source: body})
 	out.head()
 	if w.code = out.code; out.left {
 		return left
