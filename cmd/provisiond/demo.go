@@ -91,13 +91,12 @@ func (c *demoCmd) Run(a *app) error {
 	return nil
 }
 
-// profile is the one that was asked for, or one that every unit of a chip can have.
-func (c *demoCmd) profile(m chip.Model) string {
-	last := recipe.Release
+// usualProfile is what units of a chip end in if nobody says otherwise.
+func usualProfile(m chip.Model) string {
 	if m.Lockdown.ReleaseTrap != "" {
-		last = recipe.Closed
+		return string(recipe.Closed)
 	}
-	return cmp.Or(c.Profile, string(last))
+	return string(recipe.Release)
 }
 
 // demoChips take turns unless --chip names one: a chip of either generation.
@@ -117,7 +116,7 @@ func (c *demoCmd) setUp(a *app, dir string) (*demoSite, error) {
 		if err != nil {
 			return nil, &usageError{err}
 		}
-		path, err := sample.Write(dir, sample.Product{Chip: m, Profile: c.profile(m), Baud: 921600})
+		path, err := sample.Write(dir, sample.Product{Chip: m, Profile: cmp.Or(c.Profile, usualProfile(m)), Baud: 921600})
 		if err != nil {
 			return nil, err
 		}

@@ -1,32 +1,48 @@
 package main
 
 import (
+	"cmp"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/internal/espsim"
+	"github.com/provisiond/provisiond/internal/sample"
 	"github.com/provisiond/provisiond/provision"
 	"github.com/provisiond/provisiond/provision/recipe"
 	"github.com/provisiond/provisiond/station/port"
 )
 
 type planCmd struct {
-	Recipe       string `help:"The recipe of the product." required:"" placeholder:"R"`
+	Recipe       string `help:"The recipe of the product. Without it --chip C plans for an example product." placeholder:"R"`
 	Port         string `help:"The board to plan for. Without it the plan is for a virgin chip." placeholder:"P" xor:"what"`
 	Chip         string `help:"Plan for a virgin chip of this kind." placeholder:"C" xor:"what"`
 	Revision     string `help:"Revision of that virgin chip. Default: the oldest that the recipe asks for; without one, a common one." placeholder:"V"`
+	Profile      string `help:"Profile of the example product: development, hybrid, release or closed. Default: as in demo." enum:",development,hybrid,release,closed" default:"" placeholder:"PROFILE"`
+	SecureBoot   string `help:"Give the example product Secure Boot V2 of this scheme, for example rsa3072." placeholder:"SCHEME"`
 	Reset        string `help:"How the board is reset: default or none." enum:"default,none" default:"default"`
 	ResetCommand string `help:"A program that resets the board; it is called with one argument, download or run." placeholder:"PROG"`
 	JSON         bool   `help:"Answer in JSON."`
 }
 
 func (c *planCmd) Run(a *app) error {
-	r, err := recipe.Load(c.Recipe)
+	path, done, err := c.product()
+	if err != nil {
+		return err
+	}
+	defer done()
+	r, err := recipe.Load(path)
 	if err != nil {
 		return err
 	}
@@ -60,7 +76,63 @@ func (c *planCmd) Run(a *app) error {
 	if c.JSON {
 		return json.NewEncoder(a.out).Encode(p)
 	}
+	if c.Recipe == "" {
+		_, _ = fmt.Fprintln(a.out, "An example product, made for this plan with its images and keys: name a product's own with --recipe.")
+	}
 	return printPlan(a.out, p)
+}
+
+// product gives the recipe that was asked for, or that of an example, which done removes.
+func (c *planCmd) product() (path string, done func(), err error) {
+	done = func() {}
+	switch {
+	case c.Recipe != "" && (c.Profile != "" || c.SecureBoot != ""):
+		return "", done, usage("--profile and --secure-boot are for plans without --recipe: the recipe says both")
+	case c.Recipe != "":
+		return c.Recipe, done, nil
+	case c.Chip == "":
+		return "", done, usage("--recipe is missing: name the product's recipe, or --chip alone for an example product")
+	}
+	m, err := chip.ByName(c.Chip)
+	if err != nil {
+		return "", done, usage("--chip: %w", err)
+	}
+	p := sample.Product{Chip: m, Profile: cmp.Or(c.Profile, usualProfile(m))}
+	if c.SecureBoot != "" {
+		key, err := exampleKey(m, chip.SignatureScheme(c.SecureBoot))
+		if err != nil {
+			return "", done, err
+		}
+		p.Signers = []crypto.Signer{key}
+	}
+	dir, err := os.MkdirTemp("", "provisiond-plan-")
+	if err != nil {
+		return "", done, err
+	}
+	done = func() { _ = os.RemoveAll(dir) }
+	if path, err = sample.Write(dir, p); err != nil {
+		done()
+	}
+	return path, done, err
+}
+
+// exampleKey makes a key for a scheme that a chip verifies, and that nobody uses.
+func exampleKey(m chip.Model, scheme chip.SignatureScheme) (crypto.Signer, error) {
+	var has []string
+	for _, s := range m.SecureBoot.Schemes {
+		has = append(has, string(s.Scheme))
+	}
+	if !slices.Contains(has, string(scheme)) {
+		return nil, usage("--secure-boot: %s verifies %s, not %q", m.Title, strings.Join(has, ", "), scheme)
+	}
+	switch scheme {
+	case chip.SignECDSA256:
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case chip.SignECDSA384:
+		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	default:
+		return rsa.GenerateKey(rand.Reader, 3072)
+	}
 }
 
 // virgin makes the chip that a plan without a board is for.
@@ -73,6 +145,9 @@ func (c *planCmd) virgin(r *recipe.Recipe) (*espsim.Chip, error) {
 		}
 	}
 	rev, _ := r.RevisionLimits()
+	if r.SecureBoot != nil && slices.Contains(m.SecureBoot.Broken, rev) {
+		rev = 0 // a usual one
+	}
 	if c.Revision != "" {
 		var err error
 		if rev, err = chip.ParseRevision(c.Revision); err != nil {

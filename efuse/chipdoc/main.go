@@ -45,7 +45,7 @@ func document() ([]byte, error) {
 	d.line("")
 	d.line("**Never tried on silicon.** Everything here was checked against the vendor's sources, against known answers of the vendor's tools and on simulated chips. No row was tried on a real chip by this project. The facts are from ESP-IDF and esptool, as the comments in `esp/chip` and the head of each file in `efuse/table/data` say.")
 	d.line("")
-	d.line("Words are those of BLOCK0, w0 first, in hex. They are what provisiond adds to a chip that has nothing in them, with the flash key in the first key block and without Secure Boot; a recipe with Secure Boot or more keys burns more (`provisiond plan` shows every bit). Profiles are described in [recipe.md](recipe.md).")
+	d.line("Words are those of BLOCK0, w0 first, in hex. They are what provisiond adds to a chip that has nothing in them, with the flash key in the first key block and without Secure Boot; a recipe with Secure Boot or more keys burns more (`provisiond plan --chip C --secure-boot SCHEME` shows every bit of an example). Profiles are described in [recipe.md](recipe.md).")
 	d.overview()
 	for _, m := range chip.All() {
 		if err := d.chip(m); err != nil {
