@@ -1,6 +1,7 @@
 // Package conf owns how a configuration file in YAML is read: strictly, and with
 // a place for everything that is wrong. The station's file and the OTA server's
-// are read with it.
+// are read with it. Readers with rules of their own, such as that of the allow-list
+// of ports, have its Error and its Place.
 //
 // It promises that a key that nobody knows, a key twice, a second document, an
 // alias, an anchor or a tag is refused, with file and line.
@@ -25,10 +26,10 @@ import (
 // Error is one thing that is wrong in a file.
 type Error struct {
 	File    string
-	Line    int // 0 when the place has no line
-	Path    string
+	Line    int    // 0 when the place has no line
+	Path    string // of the key; empty for the file as a whole
 	Problem string
-	Fix     string
+	Fix     string // what to write instead
 }
 
 // Error gives file, line, path, problem and what would be right.
@@ -113,25 +114,32 @@ func (p *Places) plain(n *yaml.Node, path string) error {
 }
 
 var (
-	yamlLine  = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
+	yamlLine  = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?`)
 	yamlField = regexp.MustCompile(`^field (\S+) not found in type (\S+)$`)
 	yamlTwice = regexp.MustCompile(`^mapping key "(.*)" already defined at line (\d+)$`)
 )
 
+// Place takes what the YAML parser says apart: the line, 0 if it names none, and the
+// words. For readers that go through the nodes themselves.
+func Place(err error) (line int, words string) { return place(err.Error()) }
+
+func place(said string) (line int, words string) {
+	m := yamlLine.FindStringSubmatch(said)
+	line, _ = strconv.Atoi(m[1]) // "" is 0
+	return line, said[len(m[0]):]
+}
+
 // syntax gives the parser's words a place.
 func (p *Places) syntax(err error, example string) error {
 	var te *yaml.TypeError
-	texts := []string{strings.TrimPrefix(err.Error(), "yaml: ")}
+	texts := []string{err.Error()}
 	if errors.As(err, &te) {
 		texts = te.Errors
 	}
 	var out []error
 	for _, t := range texts {
-		e := &Error{File: p.Name, Problem: t}
-		if m := yamlLine.FindStringSubmatch(t); m != nil {
-			e.Line, _ = strconv.Atoi(m[1])
-			e.Problem = m[2]
-		}
+		e := &Error{File: p.Name}
+		e.Line, e.Problem = place(t)
 		if m := yamlField.FindStringSubmatch(e.Problem); m != nil {
 			e.Path = m[1]
 			e.Problem, e.Fix = "there is no such key here", "see "+example+" for what there is"

@@ -18,6 +18,7 @@ import (
 
 	"github.com/provisiond/provisiond/efuse/table"
 	"github.com/provisiond/provisiond/esp/chip"
+	"github.com/provisiond/provisiond/internal/conf"
 )
 
 // purposeHMAC is the purpose of the key block that encimg_ecies burns.
@@ -114,10 +115,7 @@ type decoder struct {
 	lines map[string]int
 }
 
-var (
-	yamlLine    = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
-	yamlUnknown = regexp.MustCompile(`unknown anchor '([^']*)' referenced`)
-)
+var yamlUnknown = regexp.MustCompile(`unknown anchor '([^']*)' referenced`)
 
 // document gives the root node of the only document.
 func (d *decoder) document(b []byte) *yaml.Node {
@@ -163,13 +161,8 @@ func (d *decoder) document(b []byte) *yaml.Node {
 
 // syntax reports what the YAML parser says, with its line moved to the front.
 func (d *decoder) syntax(b []byte, err error) {
-	msg, line := err.Error(), 1
-	if m := yamlLine.FindStringSubmatch(msg); m != nil {
-		msg = msg[len(m[0]):]
-		if n, err := strconv.Atoi(m[1]); err == nil {
-			line = n
-		}
-	}
+	line, msg := conf.Place(err)
+	line = max(line, 1)
 	if m := yamlUnknown.FindStringSubmatch(msg); m != nil {
 		if at := bytes.Index(b, []byte("*"+m[1])); at >= 0 {
 			line = 1 + bytes.Count(b[:at], []byte("\n"))

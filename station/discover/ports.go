@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/provisiond/provisiond/internal/conf"
 )
 
 // Start says what starts a unit in a slot.
@@ -54,29 +56,7 @@ const (
 var slotNameRE = regexp.MustCompile(`^[A-Za-z0-9](?:[A-Za-z0-9_-]{0,30}[A-Za-z0-9])?$`)
 
 // Error is one thing that is wrong in the allow-list.
-type Error struct {
-	File    string
-	Line    int    // from 1; 0 when the place has no line
-	Field   string // key; empty for a file as a whole
-	Problem string
-	Fix     string // what to write instead
-}
-
-// Error gives "file:line: field: problem; fix".
-func (e *Error) Error() string {
-	s := e.File
-	if e.Line > 0 {
-		s += ":" + strconv.Itoa(e.Line)
-	}
-	if e.Field != "" {
-		s += ": " + e.Field
-	}
-	s += ": " + e.Problem
-	if e.Fix != "" {
-		s += "; " + e.Fix
-	}
-	return s
-}
+type Error = conf.Error
 
 // LoadPorts reads the allow-list, dir/*.yaml in the order of their names. A file
 // holds one slot per YAML document:
@@ -134,7 +114,7 @@ type loader struct {
 }
 
 func (l *loader) add(file string, line int, field, problem, fix string) {
-	l.errs = append(l.errs, &Error{File: file, Line: line, Field: field, Problem: problem, Fix: fix})
+	l.errs = append(l.errs, &Error{File: file, Line: line, Path: field, Problem: problem, Fix: fix})
 }
 
 func (l *loader) result() ([]Slot, error) {
@@ -159,8 +139,6 @@ func (l *loader) file(name string) {
 	l.parse(name, b)
 }
 
-var yamlLineRE = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
-
 func (l *loader) parse(name string, b []byte) {
 	switch {
 	case len(b) > maxDropIn:
@@ -178,12 +156,8 @@ func (l *loader) parse(name string, b []byte) {
 			break
 		}
 		if err != nil {
-			line := 0
-			m := yamlLineRE.FindStringSubmatch(err.Error())
-			if m != nil {
-				line, _ = strconv.Atoi(m[1]) // "" is 0: no line
-			}
-			l.add(name, line, "", "is not YAML: "+yamlLineRE.ReplaceAllString(err.Error(), ""), "write lines such as slot: A1")
+			line, words := conf.Place(err)
+			l.add(name, line, "", "is not YAML: "+words, "write lines such as slot: A1")
 			return
 		}
 		found = true

@@ -16,6 +16,8 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/provisiond/provisiond/internal/conf"
 )
 
 // Person is who somebody is.
@@ -170,8 +172,6 @@ func (p parser) bad(line int, fix, format string, args ...any) error {
 	return &FileError{File: p.name, Line: line, Problem: err.Error(), Fix: fix, Err: errors.Unwrap(err)}
 }
 
-var yamlLineRE = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
-
 // parse reads the file's text. Errors never hold a part of a hash.
 func parse(name string, b []byte) (*file, error) {
 	p := parser{name}
@@ -184,10 +184,7 @@ func parse(name string, b []byte) (*file, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	var doc, more yaml.Node
 	if err := dec.Decode(&doc); err != nil {
-		line := 0
-		if m := yamlLineRE.FindStringSubmatch(err.Error()); m != nil {
-			line, _ = strconv.Atoi(m[1]) // "" is 0: no line
-		}
+		line, _ := conf.Place(err) // its words may hold a part of a hash
 		return nil, p.bad(line, "restore it from a backup, or make a new one with `provisiond people init`", "is not the YAML of a file of people")
 	}
 	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
