@@ -41,7 +41,7 @@ func TestParse(t *testing.T) {
 	for text, want := range map[string]string{
 		"name: a\nweb:\n  port: 1\n":      "",
 		"":                                "",
-		"name: a\ntitle: b\n":              "f:2: title: there is no such key here; see the example for what there is",
+		"name: a\ntitle: b\n":             "f:2: title: there is no such key here; see the example for what there is",
 		"name: a\nname: b\n":              "f:2: name: is on line 1 too; keep one of them",
 		"web:\n  port: x\n":               "f:2: cannot unmarshal !!str `x` into int",
 		"name: a\n---\nname: b\n":         "f: a second YAML document begins; keep one configuration per file",
