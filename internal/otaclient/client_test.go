@@ -169,6 +169,48 @@ func TestRefusals(t *testing.T) {
 	})
 }
 
+// TestToldLater: what was refused is told when the server hears it, after a reset too,
+// and bytes that were spoilt on their way are asked for again.
+func TestToldLater(t *testing.T) {
+	eachChip(t, func(t *testing.T, name string) {
+		u := newUnit(t, name, 1)
+		b := newBackend(t, u)
+		for _, c := range []struct {
+			err  string
+			lie  func()
+			then string
+		}{
+			{"hash", func() { b.spoil = func(c []byte) []byte { c[len(c)/2] ^= 1; return c } }, "ok"},
+			{"validate", func() { b.slot = "ota_1" }, "known-bad"},
+		} {
+			u.reset()
+			b.offer("2.0.0", u.image("2.0.0", 1))
+			b.set(c.lie)
+			deaf := func(r *http.Request) (int, string) {
+				if strings.HasSuffix(r.URL.Path, "/result") {
+					return http.StatusServiceUnavailable, "9"
+				}
+				return 0, ""
+			}
+			b.set(func() { b.refuse = deaf })
+			b.want("1.0.0", "update", c.err)
+			u.board.PowerCycle()
+			if r := b.want("1.0.0", "update", "busy"); r.Fetched != 0 || b.outcomes() != "" {
+				t.Errorf("%s: %+v, told %q", c.err, r, b.outcomes())
+			}
+			b.set(func() { b.refuse, b.spoil = nil, nil })
+			b.want("1.0.0", "update", c.then)
+			want := "failed " + c.err
+			if c.then == "ok" {
+				want += ", applied"
+			}
+			if got := b.outcomes(); got != want {
+				t.Errorf("told %q, want %q", got, want)
+			}
+		}
+	})
+}
+
 // settle goes on with an update after a loss of power until the new version runs and
 // is confirmed.
 func settle(t *testing.T, b *backend, have, slot, version string) {
@@ -608,6 +650,9 @@ func TestStatuses(t *testing.T) {
 			{429, "5", "busy", 5},
 			{503, "120", "busy", 120},
 			{503, "", "busy", 60},
+			{503, "0", "busy", 1},
+			{429, "4294967295", "busy", 3600}, // callers count milliseconds in 32 bits
+			{429, "99999999999", "busy", 60},
 			{503, "Wed, 21 Oct 2015 07:28:00 GMT", "busy", 60},
 			{500, "", "server", 0},
 			{400, "", "protocol", 0},

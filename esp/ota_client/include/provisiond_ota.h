@@ -214,7 +214,7 @@ typedef enum {
     PROVISIOND_OTA_PHASE_SWITCHING, /* all of them do; the boot choice was begun */
     PROVISIOND_OTA_PHASE_SWITCHED,  /* the next boot is the new image's, or this one is */
     PROVISIOND_OTA_PHASE_CONFIRMED,
-    PROVISIOND_OTA_PHASE_BAD        /* refused by the chip, or rolled back from */
+    PROVISIOND_OTA_PHASE_BAD        /* refused by the chip, rolled back from, or other bytes came */
 } provisiond_ota_phase;
 
 typedef struct {
@@ -248,7 +248,7 @@ typedef struct {
     provisiond_ota_response response;
     char path[PROVISIOND_OTA_PATH_MAX + 1];
     uint32_t fetched;     /* bytes of ciphertext since init */
-    uint32_t retry_after; /* seconds, after BUSY */
+    uint32_t retry_after; /* seconds, after BUSY: 1 to 3600 */
     int status;           /* of the last answer, 0 without one */
     bool switched_now;    /* in this boot: nothing more is done before the reset */
 } provisiond_ota;

@@ -6,6 +6,10 @@
 
 #define DEFAULT_REQUEST 65536u
 #define DEFAULT_SAVE_EVERY 16u
+/* Seconds to wait for a busy server that does not say how long, and at most: callers
+ * count milliseconds and ticks in 32 bits. */
+#define DEFAULT_RETRY 60u
+#define MAX_RETRY 3600u
 /* How often one call begins anew because the server's bytes changed under it. */
 #define MAX_TRIES 3
 
@@ -177,7 +181,12 @@ static provisiond_ota_err of_status(provisiond_ota *ota)
         return PROVISIOND_OTA_REFUSED;
     case 429:
     case 503:
-        ota->retry_after = ota->response.has_retry ? ota->response.retry_after : 60;
+        ota->retry_after = ota->response.has_retry ? ota->response.retry_after : DEFAULT_RETRY;
+        if (ota->retry_after == 0) {
+            ota->retry_after = 1;
+        } else if (ota->retry_after > MAX_RETRY) {
+            ota->retry_after = MAX_RETRY;
+        }
         return PROVISIOND_OTA_BUSY;
     default:
         return ota->response.status >= 500 ? PROVISIOND_OTA_SERVER : PROVISIOND_OTA_PROTOCOL;
@@ -466,7 +475,8 @@ static provisiond_ota_err ask(provisiond_ota *ota)
     if (err != PROVISIOND_OTA_OK) {
         return err;
     }
-    if (r->phase == PROVISIOND_OTA_PHASE_BAD &&
+    /* Bytes that were not those of their manifest say nothing against it. */
+    if (r->phase == PROVISIOND_OTA_PHASE_BAD && r->why != PROVISIOND_OTA_HASH &&
         (same_update(ota) ||
          (r->why == PROVISIOND_OTA_OK && memcmp(r->sha256_plain, ota->manifest.sha256_plain, 32) == 0))) {
         return PROVISIOND_OTA_KNOWN_BAD;
@@ -704,10 +714,11 @@ provisiond_ota_err provisiond_ota_update(provisiond_ota *ota)
         }
     }
     if (err == PROVISIOND_OTA_HASH) {
-        (void)tell(ota, "failed", err);
+        if (bad_record(ota, err) != PROVISIOND_OTA_OK) {
+            return PROVISIOND_OTA_RECORD;
+        }
+        (void)provisiond_ota_report(ota); /* again with the next call, if it fails */
+        return err;
     }
-    if (clear_record(ota) != PROVISIOND_OTA_OK) {
-        return PROVISIOND_OTA_RECORD;
-    }
-    return err;
+    return clear_record(ota) == PROVISIOND_OTA_OK ? err : PROVISIOND_OTA_RECORD;
 }
