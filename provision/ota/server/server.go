@@ -116,7 +116,8 @@ type Server struct {
 	o       Options
 	mux     *http.ServeMux
 	metas   cache[chip.MAC, keystore.Meta]
-	keys    cache[chip.MAC, *ota.Unit]
+	keys    cache[chip.MAC, *held]
+	sealer  *sealer
 	sums    cache[string, [sha256.Size]byte] // of ciphertexts, by ETag
 	files   cache[string, sealedFile]
 	all     *rate.Limiter
@@ -143,7 +144,8 @@ func New(o Options) (*Server, error) {
 	s := &Server{o: o, all: limiter(o.Requests), lookups: limiter(o.Lookups), now: time.Now, metrics: newMetrics()}
 	now := func() time.Time { return s.now() }
 	s.metas = cache[chip.MAC, keystore.Meta]{most: many, load: s.find, now: now, wait: o.LookupWait}
-	s.keys = cache[chip.MAC, *ota.Unit]{most: o.KeysMost, load: s.load, drop: (*ota.Unit).Wipe, now: now, wait: o.LookupWait}
+	s.sealer = newSealer()
+	s.keys = cache[chip.MAC, *held]{most: o.KeysMost, load: s.load, drop: (*held).wipe, now: now, wait: o.LookupWait}
 	s.sums = cache[string, [sha256.Size]byte]{most: many, now: now}
 	s.files = cache[string, sealedFile]{most: many, now: now, heavy: filesMost, weigh: func(f sealedFile) int64 { return int64(len(f.b)) }}
 	s.perUnit = limiters[chip.MAC]{rate: rate.Limit(o.PerUnit.PerSecond), burst: o.PerUnit.Burst, most: many}
@@ -165,6 +167,7 @@ func New(o Options) (*Server, error) {
 func (s *Server) Close() {
 	s.keys.clear()
 	s.metas.clear()
+	s.sealer.wipe()
 }
 
 // ServeHTTP answers one request.
@@ -403,12 +406,16 @@ func (s *Server) find(ctx context.Context, mac chip.MAC) (keystore.Meta, time.Du
 }
 
 // load is the load of keys.
-func (s *Server) load(ctx context.Context, mac chip.MAC) (*ota.Unit, time.Duration, error) {
+func (s *Server) load(ctx context.Context, mac chip.MAC) (*held, time.Duration, error) {
 	u, err := ota.Lookup(ctx, s.o.Store, mac)
 	s.looked("load", mac, err)
 	switch {
 	case err == nil:
-		return u, s.o.KeyHold, nil
+		h, err := s.sealer.seal(u)
+		if err != nil { // the server ends
+			return nil, 0, err
+		}
+		return h, s.o.KeyHold, nil
 	case ota.ReasonOf(err) != "":
 		return nil, s.o.UnknownHold, err
 	}
@@ -545,11 +552,15 @@ func (s *Server) encrypt(ctx context.Context, a *asker, u *update, known ota.Kno
 		return noKeys
 	}
 	for try := 0; ; try++ {
-		unit, err := s.keys.get(ctx, a.meta.Unit, func() error { return s.mayLookUp(a.from) })
+		h, err := s.keys.get(ctx, a.meta.Unit, func() error { return s.mayLookUp(a.from) })
 		if err != nil {
 			return err
 		}
-		u.Update, err = ota.Prepare(unit, u.image.Image, u.slot, known)
+		unit, err := h.open()
+		if err == nil {
+			u.Update, err = ota.Prepare(unit, u.image.Image, u.slot, known)
+			unit.Wipe() // the ciphertext has its own
+		}
 		if err == nil {
 			u.body, u.slot = u.Ciphertext, u.Slot.SubtypeName()
 			u.etag = etag("cipher", u.Unit.MAC, u.Unit.Scheme, u.Unit.FlashCryptConfig, u.Unit.Fingerprint, u.Slot.Offset, u.Ciphertext.Size(), u.Image.SHA256())
