@@ -16,6 +16,7 @@ import (
 	"github.com/provisiond/provisiond/esp/flashcrypt"
 	"github.com/provisiond/provisiond/esp/rom"
 	"github.com/provisiond/provisiond/internal/espsim"
+	"github.com/provisiond/provisiond/internal/espsim/bootrom"
 	"github.com/provisiond/provisiond/internal/sample"
 	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/provision"
@@ -423,14 +424,16 @@ func TestFirmwareCloses(t *testing.T) {
 	everyChip(t, func(t *testing.T, name string) {
 		m := model(t, name)
 		for _, profile := range []string{"hybrid", "release"} {
-			for _, fuse := range []string{m.Lockdown.ReleaseFuse, m.Lockdown.ClosedFuse} {
+			for _, mode := range []bootrom.DownloadMode{bootrom.SecureDownloadMode, bootrom.DisableDownloadMode} {
+				if mode == bootrom.SecureDownloadMode && m.Lockdown.ReleaseFuse == m.Lockdown.ClosedFuse {
+					continue // the ESP32 has no such mode
+				}
 				b := newMemoryBench(t)
-				c := b.board(espsim.Options{Model: m})
-				b.at["boot-check"] = func() { setField(t, c, fieldNamed(t, c, fuse), 1) }
+				c := b.board(espsim.Options{Model: m, Build: bootrom.Build{FlashEncryption: true, DownloadMode: mode}})
 				r := b.run(t.Context(), c, sampleJob(t, name, profile))
 				wantVerdict(t, r, provision.Quarantined, provision.CauseQuarantined, "build it with CONFIG_SECURE_INSECURE_ALLOW_DL_MODE")
 				if r.Closing != nil || b.metas(unitMAC)[0].Current() != keystore.Quarantined {
-					t.Errorf("%s, %s: closing %v, key %q", profile, fuse, r.Closing, b.metas(unitMAC)[0].Current())
+					t.Errorf("%s, mode %d: closing %v, key %q", profile, mode, r.Closing, b.metas(unitMAC)[0].Current())
 				}
 			}
 		}

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/provisiond/provisiond/keystore"
 	"github.com/provisiond/provisiond/station"
 	"github.com/provisiond/provisiond/station/web"
 )
@@ -430,6 +431,9 @@ func TestNoKeyInReach(t *testing.T) {
 			return
 		}
 		seen[ty] = true
+		if ty == reflect.TypeFor[keystore.Digest]() { // a SHA-256 that stands in public records
+			return
+		}
 		for _, bad := range []string{"/internal/secret", "/keystore", "crypto/"} {
 			if strings.Contains(ty.PkgPath(), bad) {
 				t.Errorf("%s is a %s", path, ty)

@@ -149,7 +149,8 @@ type Build struct {
 	// FlashEncryption is CONFIG_SECURE_FLASH_ENC_ENABLED in release configuration:
 	// the first boot makes a key, encrypts the flash in place and sets the counter.
 	FlashEncryption bool
-	// DownloadMode is what happens to the loader, with Secure Boot only.
+	// DownloadMode is what happens to the loader: when Secure Boot is turned on, and
+	// at every start of an app.
 	DownloadMode DownloadMode
 	// AggressiveRevoke is CONFIG_SECURE_BOOT_ENABLE_AGGRESSIVE_KEY_REVOKE.
 	AggressiveRevoke bool

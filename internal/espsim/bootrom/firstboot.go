@@ -215,7 +215,28 @@ func (b *boot) firstBoot(app appImage) bool {
 	if build.FlashEncryption {
 		b.checkEncryption()
 	}
+	b.closeLoader()
 	return true
+}
+
+// closeLoader is what an app does to the loader at each start, whoever turned Secure
+// Boot or flash encryption on (ESP-IDF components/efuse/src/esp_efuse_startup.c).
+func (b *boot) closeLoader() {
+	switch b.in.Build.DownloadMode {
+	case KeepDownloadMode:
+		return
+	case SecureDownloadMode:
+		if b.si.SecureDownload == "" || b.fuses.get(b.si.DisableDownload) != 0 {
+			return
+		}
+		b.fuses.fill(b.si.SecureDownload)
+	case DisableDownloadMode:
+		if b.in.Revision < b.rom.DisabledFrom {
+			return
+		}
+		b.fuses.fill(b.si.DisableDownload)
+	}
+	b.fuses.commit()
 }
 
 // programmed commits a batch and logs what ESP-IDF does when bits did not take.
