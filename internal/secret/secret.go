@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 )
 
@@ -134,7 +135,23 @@ func Fingerprint(key []byte) [sha256.Size]byte {
 	h.Write(key)
 	var fp [sha256.Size]byte
 	h.Sum(fp[:0])
+	// The hash and its copy in Sum have the key's bytes in their buffers, on the stack.
+	h.Reset()
+	var zero [sha256.BlockSize - 1]byte
+	h.Write(zero[:])
+	sweep()
 	return fp
+}
+
+// sweep overwrites what the functions called before it have left on the stack.
+//
+//go:noinline
+func sweep() {
+	var b [4 << 10]byte
+	for i := range b {
+		b[i] = 0xA5
+	}
+	runtime.KeepAlive(&b)
 }
 
 func (s *Bytes) get() *cell {
