@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/provisiond/provisiond/esp/chip"
 	"github.com/provisiond/provisiond/keystore"
@@ -115,6 +114,10 @@ type Result struct {
 // MaxResult bounds the text of a Result.
 const MaxResult = 2 << 10
 
+// maxSecureVersion is the most bits that SECURE_VERSION has on any chip (ESP32). A
+// report of more would keep a unit from every release that there can be.
+const maxSecureVersion = 32
+
 // ParseResult reads what a unit sends. Unknown members are let through, since
 // units in the field may be newer than the server; a wrong one is not.
 func ParseResult(b []byte) (Result, error) {
@@ -122,9 +125,9 @@ func ParseResult(b []byte) (Result, error) {
 	if len(b) > MaxResult {
 		return r, fmt.Errorf("%w: the result has more than %d bytes", ErrInput, MaxResult)
 	}
-	if !utf8.Valid(b) {
-		return r, fmt.Errorf("%w: the result is not UTF-8", ErrInput)
-	}
+	// A version comes from a build and may be in any encoding. A report that was
+	// refused for that would be lost.
+	b = bytes.ToValidUTF8(b, []byte("_")) // as a release's version is shown
 	if err := json.Unmarshal(b, &r); err != nil {
 		return Result{}, fmt.Errorf("%w: the result is no JSON object with release, slot, outcome, reason, version and secure_version", ErrInput)
 	}
@@ -142,6 +145,8 @@ func (r Result) validate() error {
 		return fmt.Errorf("%w: release is not 1 to 64 printable ASCII characters without a space", ErrInput)
 	case r.Slot != "" && !slotName.MatchString(r.Slot):
 		return fmt.Errorf("%w: slot is not one of ota_0 to ota_15", ErrInput)
+	case r.SecureVersion > maxSecureVersion:
+		return fmt.Errorf("%w: secure_version counts eFuse bits, %d at most", ErrInput, maxSecureVersion)
 	case keystore.CheckText(r.Reason) != "" || keystore.CheckText(r.Version) != "":
 		return fmt.Errorf("%w: reason and version have at most 256 bytes and no control characters", ErrInput)
 	}

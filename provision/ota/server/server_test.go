@@ -558,11 +558,16 @@ func TestResult(t *testing.T) {
 	resp, b = w.ask(u, "GET", "/manifest?slot=ota_0")
 	wantStatus(t, resp, b, 409, "secure-version")
 	for _, bad := range []string{
-		``, `{}`, `{"outcome":"x"}`, `[]`, `{"outcome":"failed","slot":"ota_16"}`, `{"outcome":"failed","secure_version":-1}`,
+		``, `{}`, `{"outcome":"x"}`, `[]`, `{"outcome":"failed","slot":"ota_16"}`, `{"outcome":"failed","secure_version":-1}`, `{"outcome":"failed","secure_version":33}`,
 		`{"outcome":"failed","reason":"` + strings.Repeat("x", 300) + `"}`, `{"outcome":"failed","reason":"` + strings.Repeat("x", 3000) + `"}`,
 	} {
 		resp, b := w.ask(u, "POST", "/result", "body", bad)
 		wantStatus(t, resp, b, 400, "result")
+	}
+	resp, b = w.ask(u, "POST", "/result", "body", "{\"outcome\":\"failed\",\"version\":\"1.0-\xff\"}")
+	wantStatus(t, resp, b, 204, "")
+	if got, err = w.releases.Unit(u.mac); err != nil || got.Last.Version != "1.0-_" {
+		t.Errorf("%+v, %v", got.Last, err)
 	}
 	resp, b = w.ask(unit{mac: u.mac, token: w.unit(2).token}, "POST", "/result", "body", `{"outcome":"failed"}`)
 	wantStatus(t, resp, b, 401, "unauthorized")
