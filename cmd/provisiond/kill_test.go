@@ -170,21 +170,7 @@ func TestKill9Closing(t *testing.T) {
 		for _, p := range []killPoint{{"close", journal.KindIntent, 0}, {"close", journal.KindIntent, 15 * time.Millisecond}, {"close", journal.KindObserved, 0}, {"proof", journal.KindIntent, 0}} {
 			t.Run(fmt.Sprintf("%s/%v", name, p), func(t *testing.T) {
 				t.Parallel()
-				dir := t.TempDir()
-				tty := filepath.Join(dir, "tty")
-				s := startSimIn(t, dir, name, "--pty", tty)
-				awaitFile(t, tty)
-				b := newBench(t, name, "release", 921600)
-				args := b.provisionArgs([]string{"--port", tty, "--reset-command", s.resetCommand()}, "--json", "--serial", "SN-1", "--lot", "L", "--quantity", "1")
-				for try := 1; ; try++ { // again where the line was too slow for a busy machine
-					killed, r := b.killAt(p, args)
-					if killed {
-						break
-					}
-					if try == 4 || r.Verdict != provision.Error {
-						t.Fatalf("%v never came: %s: %s", p, r.Verdict, r.Reason)
-					}
-				}
+				b, args := killedAt(t, name, p)
 				stdout, stderr, code := b.runAny(args)
 				r, err := result(stdout)
 				if err != nil {
@@ -205,6 +191,33 @@ func TestKill9Closing(t *testing.T) {
 				}
 				t.Logf("%s: %s", r.Verdict, r.Reason)
 			})
+		}
+	}
+}
+
+// killedAt kills provisiond at a point of a board's first run. Where the kill came
+// after the end (a busy machine tells late of the journal's new line), it is tried with
+// another board.
+func killedAt(t *testing.T, chip string, p killPoint) (b *bench, args []string) {
+	t.Helper()
+	for board := 1; ; board++ {
+		dir := t.TempDir()
+		tty := filepath.Join(dir, "tty")
+		s := startSimIn(t, dir, chip, "--pty", tty)
+		awaitFile(t, tty)
+		b = newBench(t, chip, "release", 921600)
+		args = b.provisionArgs([]string{"--port", tty, "--reset-command", s.resetCommand()}, "--json", "--serial", "SN-1", "--lot", "L", "--quantity", "1")
+		for try := 1; ; try++ { // again where the line was too slow for a busy machine
+			killed, r := b.killAt(p, args)
+			if killed {
+				return b, args
+			}
+			if r.Verdict == provision.Pass && board < 6 {
+				break
+			}
+			if try == 4 || r.Verdict != provision.Error {
+				t.Fatalf("%v never came: %s: %s", p, r.Verdict, r.Reason)
+			}
 		}
 	}
 }
