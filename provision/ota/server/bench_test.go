@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
@@ -44,7 +45,7 @@ type childUp struct {
 func TestChild(t *testing.T) {
 	kind := os.Getenv(envChild)
 	if kind == "" {
-		t.Skip("only for the measurements of this package, which start it")
+		return // the measurements start it
 	}
 	size, err := strconv.Atoi(os.Getenv(envSize))
 	if err != nil {
@@ -91,12 +92,21 @@ func TestChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = fmt.Fprintf(os.Stdout, "\nup %s\n", b)
-	_, _ = io.Copy(io.Discard, os.Stdin) // until the other end is closed
+	for b := [1]byte{}; ; { // until the other end is closed
+		if _, err := os.Stdin.Read(b[:]); err != nil {
+			return
+		}
+		// What the runtime does by itself every two minutes, and then at its leisure: a
+		// first collection shrinks stacks, a second one frees what the first let go of.
+		debug.FreeOSMemory()
+		debug.FreeOSMemory()
+		_, _ = fmt.Fprintln(os.Stdout, "collected")
+	}
 }
 
-// child starts the other process on one core and gives what it says, and a look at
-// its memory.
-func child(t testing.TB, kind string, secure bool, size int) (up childUp, rss func() int64) {
+// child starts the other process on one core and gives what it says, a look at
+// its memory, and a way to have it collect garbage.
+func child(t testing.TB, kind string, secure bool, size int) (up childUp, rss func() int64, collect func()) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChild$", "-test.timeout=10m")
 	cmd.Env = append(os.Environ(), envChild+"="+kind, envSize+"="+strconv.Itoa(size), "GOMAXPROCS=1")
@@ -135,22 +145,26 @@ func child(t testing.TB, kind string, secure bool, size int) (up childUp, rss fu
 		t.Fatalf("the other process did not come up: %q", said)
 	}
 	return up, func() int64 {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
-		if err != nil {
-			t.Skipf("needs /proc: %v", err)
-		}
-		for line := range strings.Lines(string(b)) {
-			if v, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-				kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(v), "kB")), 10, 64)
-				if err != nil {
-					t.Fatal(err)
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+			if err != nil {
+				t.Skipf("needs /proc: %v", err)
+			}
+			for line := range strings.Lines(string(b)) {
+				if v, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+					kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(v), "kB")), 10, 64)
+					if err != nil {
+						t.Fatal(err)
+					}
+					return kb << 10
 				}
-				return kb << 10
+			}
+			t.Fatal("no VmRSS")
+			return 0
+		}, func() {
+			if _, err := in.Write([]byte{'\n'}); err != nil || !lines.Scan() || lines.Text() != "collected" {
+				t.Fatalf("%v: %q", err, lines.Text())
 			}
 		}
-		t.Fatal("no VmRSS")
-		return 0
-	}
 }
 
 func (up childUp) request(extra string) string {
@@ -185,7 +199,7 @@ func BenchmarkRange(b *testing.B) {
 		secure     bool
 	}{{"ciphertext", "ota", false}, {"ServeContent", "plain", false}, {"ciphertext-TLS", "ota", true}, {"ServeContent-TLS", "plain", true}} {
 		b.Run(bm.name, func(b *testing.B) {
-			up, _ := child(b, bm.kind, bm.secure, 2<<20-4096)
+			up, _, _ := child(b, bm.kind, bm.secure, 2<<20-4096)
 			c := up.dial(b)
 			r := bufio.NewReaderSize(c, 256<<10)
 			request := up.request(fmt.Sprintf("Range: bytes=%d-%d\r\n", up.Size-size, up.Size-1))
@@ -210,7 +224,7 @@ func BenchmarkRange(b *testing.B) {
 
 // BenchmarkFirstByte is the time to the first byte with a cached key: one block.
 func BenchmarkFirstByte(b *testing.B) {
-	up, _ := child(b, "ota", false, 900<<10)
+	up, _, _ := child(b, "ota", false, 900<<10)
 	c := up.dial(b)
 	r := bufio.NewReader(c)
 	request := up.request("Range: bytes=500000-500015\r\n")
@@ -282,10 +296,12 @@ func BenchmarkClients(b *testing.B) {
 	}{{"stalled", true, false}, {"idle", false, false}, {"stalled-TLS", true, true}, {"idle-TLS", false, true}} {
 		b.Run(bm.name, func(b *testing.B) {
 			for b.Loop() {
-				up, rss := child(b, "ota", bm.secure, 900<<10)
+				up, rss, collect := child(b, "ota", bm.secure, 900<<10)
 				before := rss()
 				clients(b, up, n, bm.stalled)
 				now := rss()
+				collect()
+				b.ReportMetric(float64(rss()-before)/n/1024, "KiB/client-later")
 				b.ReportMetric(float64(now)/1e6, "RSS-MB")
 				b.ReportMetric(float64(now-before)/n/1024, "KiB/client")
 				b.ReportMetric(float64(kernelMemory(b))/1e6, "kernel-MB")
