@@ -282,7 +282,7 @@ func (d *double) Plan(context.Context, string) (*provision.PlanReport, error) {
 			{Name: "ota_0", Kind: "app", Offset: 0x10000, Length: 180224, Encrypted: true, SHA256: strings.Repeat("56", 32)},
 		},
 		Stages: []string{"burn-key", "protect-key", "close"}, Warnings: []string{"partition nvs is not encrypted"},
-		Advisories: []chip.Advisory{},
+		Advisories: []chip.Advisory{}, Security: provision.Security{FlashEncryption: string(chip.SchemeXTS128), UnitData: "unit"},
 	}
 	if m, err := chip.ByName(p.Chip); err == nil {
 		p.Advisories = m.Advisories(4)
