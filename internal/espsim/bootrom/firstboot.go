@@ -222,21 +222,28 @@ func (b *boot) firstBoot(app appImage) bool {
 // closeLoader is what an app does to the loader at each start, whoever turned Secure
 // Boot or flash encryption on (ESP-IDF components/efuse/src/esp_efuse_startup.c).
 func (b *boot) closeLoader() {
+	if b.fillLoaderFuse() {
+		b.fuses.commit()
+	}
+}
+
+// fillLoaderFuse adds the build's fuse for the loader to the batch. It reports false
+// where ESP-IDF's functions for it refuse.
+func (b *boot) fillLoaderFuse() bool {
 	switch b.in.Build.DownloadMode {
 	case KeepDownloadMode:
-		return
 	case SecureDownloadMode:
 		if b.si.SecureDownload == "" || b.fuses.get(b.si.DisableDownload) != 0 {
-			return
+			return false
 		}
 		b.fuses.fill(b.si.SecureDownload)
 	case DisableDownloadMode:
 		if b.in.Revision < b.rom.DisabledFrom {
-			return
+			return false
 		}
 		b.fuses.fill(b.si.DisableDownload)
 	}
-	b.fuses.commit()
+	return true
 }
 
 // programmed commits a batch and logs what ESP-IDF does when bits did not take.
@@ -266,15 +273,9 @@ func (b *boot) enableSecureBoot(app appImage, together bool) bool {
 	for _, a := range b.si.FirstBoot.SecureBoot {
 		b.fuses.set(a.Field, uint64(a.Value))
 	}
-	switch b.in.Build.DownloadMode {
-	case SecureDownloadMode:
-		if b.fuses.get(b.si.DisableDownload) != 0 || b.si.SecureDownload == "" {
-			b.fuses.cancel()
-			return false
-		}
-		b.fuses.fill(b.si.SecureDownload)
-	case DisableDownloadMode:
-		b.fuses.fill(b.si.DisableDownload)
+	if !b.fillLoaderFuse() {
+		b.fuses.cancel()
+		return false
 	}
 	if b.in.Build.AggressiveRevoke {
 		b.fuses.fill(sb.AggressiveRevokeField)
