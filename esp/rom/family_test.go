@@ -19,6 +19,15 @@ func eachChip(t *testing.T, f func(t *testing.T, m chip.Model)) {
 	}
 }
 
+// eachSecureChip is eachChip for those that have a Secure Download Mode.
+func eachSecureChip(t *testing.T, f func(t *testing.T, m chip.Model)) {
+	for _, m := range chip.All() {
+		if m.ROM.SecureDownload {
+			t.Run(m.Name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { f(t, m) }) })
+		}
+	}
+}
+
 // board is a loader of any chip, with what detection looks at.
 func board(t *testing.T, m chip.Model) *loader {
 	l := newLoader(m)
@@ -56,10 +65,7 @@ func TestDetectFamily(t *testing.T) {
 // In Secure Download Mode a chip still says which it is; the one that tells no id
 // is known by what it refuses.
 func TestDetectFamilySecure(t *testing.T) {
-	eachChip(t, func(t *testing.T, m chip.Model) {
-		if !m.ROM.SecureDownload {
-			t.Skip("the chip has no Secure Download Mode")
-		}
+	eachSecureChip(t, func(t *testing.T, m chip.Model) {
 		l := board(t, m)
 		l.secure = true
 		c := connected(t, l, Options{})
@@ -137,10 +143,7 @@ func TestCrystalThatCannotBe(t *testing.T) {
 }
 
 func TestBaudInSecureDownload(t *testing.T) {
-	eachChip(t, func(t *testing.T, m chip.Model) {
-		if !m.ROM.SecureDownload {
-			t.Skip("the chip has no Secure Download Mode")
-		}
+	eachSecureChip(t, func(t *testing.T, m chip.Model) {
 		l := board(t, m)
 		l.secure = true
 		c := connected(t, l, Options{})
